@@ -1,0 +1,1 @@
+"""Presets, protocols and recorded experiments: YAML and thin scripts, no logic."""

@@ -1,0 +1,365 @@
+"""The settings of a run: one structured schema, YAML presets that compose, ``key=value`` overrides.
+
+Every wrong key, type or value ends in one :class:`fedcl.errors.UsageError` that names the key, the value and
+what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import presets
+from .errors import UsageError
+from .presets import Layer
+from .validation import validate
+from .values import coerce, one_line, parse_options, unknown_key
+
+__all__ = ["Config", "config_hash", "load_config", "parse_options", "to_yaml", "validate"]
+
+DEFAULT_PRESET = "default"
+COMMAND_LINE = "command line"
+
+
+@dataclass
+class Data:
+    """Which images, and how they are seen in training."""
+
+    name: str = "digits"
+    root: str | None = None  # None: FEDCL_DATA_ROOT, else ./data
+    download: bool = False  # let torchvision download what is missing
+    validation: float = 0.1  # share of each class's training images held out
+    augment: list[str] = field(default_factory=list)  # names of fedcl.data.augment, e.g. [crop, flip]
+    size: int | None = None  # resize images to size x size (pixels)
+    limit: int | None = None  # at most this many training images a class (a quarter of it for test)
+    domains: list[str] = field(default_factory=list)  # image folders: domains to use; empty: all
+    memory_map: bool = False  # leave the images of an uncompressed .npz on disk, read only each batch
+
+
+@dataclass
+class Scenario:
+    """The stream of tasks."""
+
+    name: str = "class_incremental"
+    tasks: int = 5
+    base: int | None = None  # classes of the first task ("B50-Inc10": base=50, increment=10)
+    increment: int | None = None  # classes of each later task
+    order: str = "random"  # random | natural | seed1993 | given
+    classes: list[int] = field(default_factory=list)  # the class order when order=given
+    benchmark: str | None = None  # dotted name of a function that returns an Avalanche benchmark
+    arguments: dict[str, Any] = field(default_factory=dict)  # its keyword arguments
+
+
+@dataclass
+class Partition:
+    """How each task's training images are split over the clients, and what clients are tested on."""
+
+    name: str = "dirichlet"
+    alpha: float = 0.5  # concentration of the Dirichlet partitions
+    balance: bool = False  # TARGET/MOON rule: a client above the mean size gets no more
+    min_size: int = 0  # redraw until the smallest client has this many images
+    shards: int = 2  # shards a client
+    classes: int = 2  # classes a client
+    skew: float = 1.0  # quantity skew: Dirichlet concentration of the client sizes
+    test: str = "global"  # global | same_mix | holdout(p)
+
+
+@dataclass
+class Model:
+    """The shared encoder, its projector and its head."""
+
+    name: str = "mlp"
+    width: int | None = None  # hidden units, first-stage channels or token width; None: the network's own
+    depth: int | None = None  # hidden layers (mlp) or blocks (tiny_vit); None: the network's own
+    norm: str = "default"  # default | batch | group | layer | none
+    projector: str = "auto"  # auto (when a strategy asks for one) | none | linear | mlp
+    projector_dim: int = 128
+    head: str = "linear"  # linear | cosine | nearest_mean | simplex
+    head_bias: bool = True
+    head_allocate: str = "grow"  # grow | all
+    dropout: float = 0.0
+    checkpoint: str | None = None  # local file with encoder weights (torchvision and timm models)
+    batch_norm: str = "average"  # buffers of BatchNorm: average | local | frozen
+
+
+@dataclass
+class Federation:
+    """Who trains, for how long, and how results are weighed."""
+
+    clients: int = 5
+    rounds: int = 5  # communication rounds a task
+    participation: float = 1.0  # fraction of the clients in each round
+    weighting: str = "samples"  # samples | uniform
+    epochs: int | None = None  # local epochs a round; exactly one of epochs and steps is set
+    steps: int | None = None  # local steps a round
+    batch_size: int = 32
+    drop_last: bool = False
+    batch_min: int = 1  # smaller batches are left out (contrastive losses need 2)
+
+
+@dataclass
+class Optimiser:
+    """The clients' optimiser."""
+
+    name: str = "sgd"  # sgd | adam | adamw
+    lr: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    clip: float | None = None  # norm of the gradient
+    schedule: str = "constant"  # constant | cosine | linear | step
+    per: str = "round"  # what the schedule counts: step | round | task
+    warmup: int = 0  # steps, rounds or tasks of linear warm-up
+    milestones: list[int] = field(default_factory=list)  # for schedule=step
+    gamma: float = 0.1  # factor at each milestone
+    final: float = 0.0  # last learning rate of cosine and linear, as a fraction of lr
+
+
+@dataclass
+class Engine:
+    """How the numbers are computed; never what is computed."""
+
+    runtime: str = "local"  # local | ray | deploy
+    device: str = "auto"  # auto | cpu | cuda[:i]
+    path: str = "auto"  # auto | stacked | sequential
+    dtype: str = "float32"  # float32 | float64 | bf16
+    threads: int = 0  # 0: the number of physical cores this process may use
+    memory_format: str = "auto"  # auto | contiguous | channels_last
+    deterministic: bool = True
+    timeout: float = 3600.0  # seconds an exchange may take
+
+
+@dataclass
+class Evaluate:
+    """When and how the model is tested."""
+
+    every: int = 0  # rounds between evaluations into rounds.csv; 0: only after each task
+    batch_size: int = 1024
+    personal: bool = True  # also each client on its own test set, where it has one
+
+
+@dataclass
+class Checkpoint:
+    """When the state is saved."""
+
+    every: int = 10  # rounds between checkpoints inside a task; 0: only after each task
+    keep: int = 2
+
+
+@dataclass
+class Output:
+    """Where results go: ``dir/name/seed-N``."""
+
+    dir: str = "runs"
+    plots: bool = True
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = 0
+    data: Data = field(default_factory=Data)
+    scenario: Scenario = field(default_factory=Scenario)
+    partition: Partition = field(default_factory=Partition)
+    model: Model = field(default_factory=Model)
+    strategy: list[str] = field(default_factory=lambda: ["finetune"])
+    options: dict[str, Any] = field(default_factory=dict)
+    federation: Federation = field(default_factory=Federation)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    engine: Engine = field(default_factory=Engine)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    output: Output = field(default_factory=Output)
+    init: str | None = None
+    plugins: list[str] = field(default_factory=list)
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any] | Config | None = None,
+    overrides: Sequence[str | tuple[str, Any]] | Mapping[str, Any] = (),
+    *,
+    search: Sequence[Path] = (),
+) -> Config:
+    """The settings of a run: schema defaults, then presets, then ``source``, then ``overrides``.
+
+    A layer that sets ``strategy`` drops the options that lower layers gave to strategies it leaves out; a layer that
+    sets one of ``federation.epochs`` and ``federation.steps`` unsets the other. With neither, one epoch a round is
+    trained.
+
+    Args:
+        source: a YAML file, the name of a preset, settings as a mapping, or None for the default preset.
+        overrides: ``key=value`` texts with YAML values, where ``preset=NAME`` and ``protocol=NAME`` merge a file; or
+            pairs, or a mapping, of (dotted) keys and values.
+        search: more folders with presets, looked at first.
+
+    Raises:
+        UsageError: naming the key, its value and what is allowed.
+    """
+    stack: list[Layer] = []
+    if isinstance(source, Config):
+        stack.append(Layer(asdict(source), "settings"))
+    elif isinstance(source, Mapping):
+        stack += presets.below(dict(source), Path.cwd(), search, (), "settings")
+    else:
+        stack += presets.layers(presets.find(source or DEFAULT_PRESET, "CONFIG", search), search)
+    stack += _override_layers(overrides, search)
+    return _settled(stack)
+
+
+def to_yaml(config: Config) -> str:
+    """All settings as YAML; loading it gives an equal configuration."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 (hex) of all that decides a run's numbers: not its name, output or engine; plugins by their content."""
+    data = asdict(config)
+    for section in ("name", "output", "engine"):
+        del data[section]
+    files = [Path(plugin) for plugin in config.plugins]
+    data["plugins"] = [
+        hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file) for file in files
+    ]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _override_layers(
+    overrides: Sequence[str | tuple[str, Any]] | Mapping[str, Any], search: Sequence[Path]
+) -> Iterable[Layer]:
+    values: dict[str, Any] = {}
+    pairs: Iterable[tuple[str, Any]]
+    if isinstance(overrides, Mapping):
+        pairs = overrides.items()
+    else:
+        pairs = [_pair(item) if isinstance(item, str) else item for item in overrides]
+    given: set[str] = set()
+    for key, value in pairs:
+        if key in ("preset", "protocol"):
+            yield from presets.layers(presets.find(str(value), key, search), search)
+            continue
+        if key in given:
+            raise UsageError(key, value, "is given twice")
+        given.add(key)
+        *parents, last = key.split(".")
+        place = values
+        for part in parents:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UsageError(key, value, f"the section {part} is given as a whole too")
+        place[last] = value
+    yield from presets.below(values, Path.cwd(), search, (), COMMAND_LINE)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
+        raise UsageError("override", text, "must be key=value, for example federation.clients=10")
+    hint = _hint(key)
+    if key in ("preset", "protocol") or (hint in (str, str | None) and not raw.startswith(("'", '"'))):
+        # Paths and names are taken as typed: YAML would read 007 as a number and cut "a #b".
+        return key, None if hint == str | None and raw in ("null", "~") else raw
+    if not raw.strip():
+        raise UsageError(key, raw, "has no value; write null for none and [] for an empty list")
+    return key, presets.parse(f"value: {raw}", key, raw).get("value")
+
+
+def _hint(key: str) -> Any:
+    cls: Any = Config
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(cls):
+            return Any
+        cls = typing.get_type_hints(cls).get(part, Any)
+    return cls
+
+
+def _settled(stack: Sequence[Layer]) -> Config:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    merged = OmegaConf.structured(Config)
+    where = COMMAND_LINE
+    try:
+        for layer in stack:
+            where = layer.where
+            values = _checked(Config, layer.values, "")
+            _displace(merged, values)
+            merged = OmegaConf.merge(merged, values)
+        where = "the merged settings"
+        config = OmegaConf.to_object(merged)
+        assert isinstance(config, Config)
+        config.options = {name: given for name, given in config.options.items() if given is not None}
+        _checked(Config, asdict(config), "")
+        federation = config.federation
+        if federation.epochs is None and federation.steps is None:
+            federation.epochs = 1
+        validate(config)
+    except UsageError as error:
+        if where not in (COMMAND_LINE, "the merged settings"):
+            error.args = (f"{str(error).rstrip('.')} (in {where}).",)
+        raise
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", None) or "CONFIG")
+        reason = one_line(ValueError(str(error).split("\n")[0]))
+        raise UsageError(key, _at(merged, key), f"{reason} (in {where})") from error
+    return config
+
+
+def _checked(cls: type, values: Any, section: str) -> dict[str, Any]:
+    """``values`` with the types of ``cls``; interpolations are left for OmegaConf."""
+    if not isinstance(values, Mapping):
+        raise UsageError(section, values, f"must be a mapping of {section} settings")
+    hints = typing.get_type_hints(cls)
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise unknown_key(section, str(name), value, list(hints))
+        key = f"{section}.{name}" if section else str(name)
+        if dataclasses.is_dataclass(hints[name]) and isinstance(hints[name], type):
+            result[name] = _checked(hints[name], value, key)
+        elif value == "???":
+            raise UsageError(key, value, "must be given")
+        elif isinstance(value, str) and "${" in value:
+            result[name] = value
+        else:
+            result[name] = coerce(hints[name], value, key)
+    for name, given in result.get("options", {}).items() if cls is Config else ():
+        if given is not None and not isinstance(given, dict):
+            raise UsageError(f"options.{name}", given, "must be a mapping of option names to values, or null")
+    return result
+
+
+def _displace(merged: Any, values: dict[str, Any]) -> None:
+    """Takes out of ``merged`` what a higher layer replaces as a whole."""
+    stack = values.get("strategy")
+    if isinstance(stack, list):
+        for name in [name for name in merged.options if name not in stack]:
+            from . import registry
+
+            if not registry.in_stack(name, stack):
+                del merged.options[name]
+    federation = values.get("federation", {})
+    for one, other in (("epochs", "steps"), ("steps", "epochs")):
+        if federation.get(one) is not None and federation.get(other) is None:
+            merged.federation[other] = None
+
+
+def _at(merged: Any, key: str) -> Any:
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(merged)
+    for part in key.split("."):
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    return plain

@@ -1,0 +1,241 @@
+"""The client half of a run: a node hosts clients, trains the cohort it is sent, and answers with partial sums."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ContextManager, Literal
+
+import torch
+from torch import Tensor
+
+from ..data.augment import Augmentation, augment
+from ..errors import RunFailed
+from ..models.arrays import class_axes, frozen_names, grow_like
+from ..models.model import run
+from ..strategy import Arrays, Reduction, Stack, Strategy
+from ..training import Client, NamedModels, Trained, blame, train_client
+from .call import Call, Header, Reply, below, prefixed
+from .reduction import Reducer
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..data.store import TensorStore
+    from ..models.model import FedModel, Output
+    from ..optim import PureOptimiser
+    from .store import ClientStore
+
+PRIVATE = "private/"
+
+
+@dataclass
+class Node:
+    """All that the clients of one node need; rebuilt from the settings wherever a node runs.
+
+    Attributes:
+        clients: the clients' state of record.
+        class_order: original class ids in the order of positions.
+        stop: asked between steps; true once the user wants to stop.
+    """
+
+    config: Config
+    model: FedModel
+    store: TensorStore
+    stack: Stack
+    clients: ClientStore
+    optimiser: PureOptimiser
+    class_order: tuple[int, ...]
+    augmentations: tuple[Augmentation, ...]
+    dtype: torch.dtype
+    channels_last: bool
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+    @cached_property
+    def sharing(self) -> dict[str, str]:
+        """Of each array of the model: ``shared``, ``private`` or ``frozen``, by strategies and BatchNorm policy."""
+        return {n: self._sharing(n) for n in (*self.parameters, *self.buffers)}
+
+    def _sharing(self, name: str) -> str:
+        if name in self._constant:
+            return "frozen"
+        if name in self.buffers and self.config.model.batch_norm == "local":
+            return "private"
+        for strategy in self.stack:
+            with blame(strategy, "share"):
+                answer = strategy.share(name)
+            if answer not in ("shared", "private", "frozen"):
+                raise RunFailed(f"strategy {strategy.name!r}: share({name!r}) returned {answer!r}; allowed are shared, private, frozen")
+            if answer != "shared":
+                return answer
+        return "shared"
+
+    @cached_property
+    def _constant(self) -> set[str]:
+        return frozen_names(self.model)
+
+    @cached_property
+    def trainable(self) -> list[str]:
+        """Parameters that local training changes."""
+        return [n for n in self.parameters if self.sharing[n] != "frozen"]
+
+    @cached_property
+    def private(self) -> list[str]:
+        """Arrays of the model that stay at a client."""
+        return [n for n, sharing in self.sharing.items() if sharing == "private"]
+
+    def autocast(self) -> ContextManager[Any]:
+        """bf16 autocast when asked for."""
+        if self.config.engine.dtype == "bf16":
+            return torch.autocast(self.store.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def images(self, pixels: Tensor, seed: Tensor) -> Tensor:
+        """Augmented and normalised training images of uint8 pixels (B, C, H, W)."""
+        x = augment(self.store.pixels(pixels, self.dtype), self.augmentations, seed)
+        return self.store.standardise(x)
+
+    def forward(
+        self,
+        arrays: Arrays,
+        x: Tensor,
+        mode: Literal["train", "eval"],
+        taps: tuple[str, ...] = (),
+        seed: Tensor | None = None,
+    ) -> Output:
+        """A functional forward pass in the memory format of this node; see :func:`fedcl.models.model.run`."""
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        batch_norm: Literal["same", "eval"] = "eval" if self.config.model.batch_norm == "frozen" else "same"
+        return run(self.model, arrays, x, train=mode == "train", seed=seed, taps=taps, batch_norm=batch_norm)
+
+    def schedule_total(self, steps: int, header: Header) -> int:
+        """The length of what the schedule counts: steps of a round, rounds of a task, or tasks."""
+        return {"step": steps, "round": header.rounds, "task": header.tasks}[self.config.optimiser.per]
+
+    def client(self, call: Call, client: int) -> Client:
+        """One client of a call with its state brought to the present width of the head."""
+        header, device = call.header, self.store.device
+        stored = self.clients.get(client, header.sequence - 1)
+        stored = {n: a.to(device) for n, a in stored.items()}
+        private = {n: self.grown(n, a, header.width, "initial") for n, a in below(stored, PRIVATE).items()}
+        state = {s.name: self.grown_state(s, below(stored, f"{s.name}/"), header.width) for s in self.stack}
+        received = {**call.model, **private}
+        ids = call.ids[client].to(device)
+        labels = self.store.label_tensor[ids]
+        mask = torch.zeros(header.width, dtype=torch.bool, device=device)
+        return Client(
+            client, header, ids, labels, received, call.down, state,
+            NamedModels(self, {"received": received, "stage:previous": call.previous}),
+            mask.index_fill(0, torch.tensor(header.known, device=device), True),
+            mask.index_fill(0, torch.tensor(header.new, dtype=torch.int64, device=device), True),
+            torch.bincount(labels, minlength=header.width), self,
+        )  # fmt: skip
+
+    @cached_property
+    def _class_axes(self) -> dict[str, int]:
+        return class_axes(self.model)
+
+    def grown(self, name: str, array: Tensor, width: int, fill: Literal["zero", "initial"]) -> Tensor:
+        """An array shaped like the parameter ``name``, brought to ``width`` classes."""
+        axis = self._class_axes.get(name)
+        if axis is None:
+            return array
+        added = self.class_order[array.shape[axis] : width]
+        return grow_like(array, name, self.model, added, fill=0.0 if fill == "zero" else "initial", seed=self.config.seed)
+
+    def grown_state(self, strategy: Strategy, state: Arrays, width: int) -> Arrays:
+        """A strategy's state with everything shaped like parameters brought to ``width`` classes."""
+        like = strategy.like_parameters
+        return {
+            n: self.grown(n.split("/", 1)[1], a, width, like[n.split("/", 1)[0]]) if n.split("/", 1)[0] in like else a
+            for n, a in state.items()
+        }
+
+    def save(self, client: Client, state: dict[str, Arrays], trained: Arrays | None, sequence: int) -> None:
+        """Writes a client's state of record, if it has any."""
+        flat: Arrays = {}
+        for name, arrays in state.items():
+            flat |= prefixed(arrays, f"{name}/")
+        source = client.received if trained is None else trained
+        flat |= {f"{PRIVATE}{n}": source[n] for n in self.private}
+        if flat:
+            self.clients.put(client.id, sequence, flat)
+
+    def handle(self, call: Call) -> Reply:
+        """Answers a call; the clients' new states are written before it returns."""
+        if call.header.function == "train":
+            return self.train(call)
+        name, method = call.header.function.split(":", 1)
+        return self.ask(call, name, method)
+
+    def train(self, call: Call) -> Reply:
+        """A round of local training of the cohort; clients without images answer with nothing."""
+        reducer = Reducer(self.train_rules())
+        uploaded, idle, empty = 0, [], []
+        totals: dict[str, float] = {}
+        steps = samples = dropped = 0
+        for number in call.header.clients:
+            if not len(call.ids[number]):
+                empty.append(number)
+                continue
+            client = self.client(call, number)
+            result = train_client(client)
+            dropped += result.dropped
+            if not result.steps:
+                idle.append(number)
+                continue
+            uploads, state = self.end_round(client, result)
+            self.save(client, state, result.arrays, call.header.sequence)
+            shared = {n: a for n, a in result.arrays.items() if self.sharing[n] == "shared"}
+            arrays = prefixed(shared, "model/") | uploads
+            weight = float(result.samples) if self.config.federation.weighting == "samples" else 1.0
+            reducer.add(arrays, weight)
+            uploaded += sum(a.numel() * a.element_size() for a in arrays.values())
+            steps, samples = steps + result.steps, samples + result.samples
+            for term, value in result.losses.items():
+                totals[term] = totals.get(term, 0.0) + value * result.samples
+        arrays, facts = reducer.partial()
+        measured = {"bytes_up": uploaded, "steps": steps, "samples": samples, "dropped": dropped, "idle": idle,
+                    "empty": empty, "losses": totals}  # fmt: skip
+        return Reply(arrays, facts, measured)
+
+    def train_rules(self) -> dict[str, Reduction]:
+        """The reduction of everything a round uploads."""
+        owner = self.stack.owners["aggregate"]
+        rules: dict[str, Reduction] = {f"model/{n}": "weighted_mean" for n in self.buffers}
+        rules["model/"] = owner.model_reduction if owner else "weighted_mean"
+        for strategy in self.stack:
+            rules |= {f"{strategy.name}/{n}": r for n, r in strategy.reductions.items()}
+        return rules
+
+    def end_round(self, client: Client, result: Trained) -> tuple[Arrays, dict[str, Arrays]]:
+        """All strategies' uploads and new client states."""
+        uploads: Arrays = {}
+        state: dict[str, Arrays] = {}
+        for strategy in self.stack:
+            with blame(strategy, "end_round"):
+                arrays, state[strategy.name] = strategy.end_round(client.context(strategy), result.arrays, result.steps)
+            uploads |= prefixed(arrays, f"{strategy.name}/")
+        return uploads, state
+
+    def ask(self, call: Call, name: str, method: str) -> Reply:
+        """Calls a strategy's method at each client and reduces what it uploads."""
+        strategy = next(s for s in self.stack if s.name == name)
+        reducer = Reducer(strategy.reductions)
+        uploaded = 0
+        for number in call.header.clients:
+            client = self.client(call, number)
+            before = client.state.get(name, {})
+            with blame(strategy, method):
+                arrays, after = getattr(strategy, method)(client.context(strategy))
+            if after is not before:
+                self.save(client, {**client.state, name: after}, None, call.header.sequence)
+            reducer.add(arrays, max(float(len(client.ids)), 1.0))
+            uploaded += sum(a.numel() * a.element_size() for a in arrays.values())
+        arrays, facts = reducer.partial()
+        return Reply(arrays, facts, {"bytes_up": uploaded})
+

@@ -1,0 +1,384 @@
+"""The server half of a run: the loop over tasks and rounds, written with one primitive, the exchange.
+
+Everything the server knows is in :class:`State`; each round makes a new one, so the last complete round can always be
+saved, however the next one ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import random as counter
+from ..errors import Interrupted, RunFailed
+from ..strategy import Arrays, Broadcast, ClientContext, Finished, Strategy
+from ..training import blame
+from .bytes import ByteMeter, Group
+from .call import Call, Header, Reply, below, prefixed
+from .reduction import Reducer
+
+if TYPE_CHECKING:
+    from ..models.model import FedModel
+    from ..stream import Split, Stream
+    from .node import Node
+
+
+@dataclass(frozen=True)
+class State:
+    """The server between two rounds: what a checkpoint holds.
+
+    Attributes:
+        task, round: the next round to run; ``round == rounds`` means that the task's end is next.
+        sequence: exchanges so far; client states are stored under it.
+        version: changes with the global model, so that its broadcast is charged once a client.
+        model: the global model.
+        evaluated: the model to be evaluated, where it differs from ``model``.
+        strategies: server state by strategy.
+        previous: the global model at the end of the previous task.
+        records: everything measured so far, JSON-able.
+    """
+
+    task: int
+    round: int
+    sequence: int
+    version: int
+    model: Arrays
+    evaluated: Arrays
+    strategies: dict[str, Arrays]
+    previous: Arrays
+    meter: dict[str, Any]
+    records: dict[str, Any]
+    wall_seconds: float
+
+    def arrays(self) -> Arrays:
+        """All tensors as one flat mapping."""
+        flat = prefixed(self.model, "model/") | prefixed(self.evaluated, "evaluated/")
+        flat |= prefixed(self.previous, "previous/")
+        for name, arrays in self.strategies.items():
+            flat |= prefixed(arrays, f"strategy/{name}/")
+        return flat
+
+    def meta(self) -> dict[str, Any]:
+        """Everything but tensors, JSON-able."""
+        return {
+            "task": self.task, "round": self.round, "sequence": self.sequence, "version": self.version,
+            "meter": self.meter, "records": self.records, "wall_seconds": self.wall_seconds,
+        }  # fmt: skip
+
+    @classmethod
+    def restore(cls, flat: Arrays, meta: dict[str, Any], strategies: Sequence[Strategy]) -> State:
+        """The inverse of :meth:`arrays` and :meth:`meta`."""
+        states = {s.name: below(flat, f"strategy/{s.name}/") for s in strategies}
+        return cls(
+            model=below(flat, "model/"), evaluated=below(flat, "evaluated/"), previous=below(flat, "previous/"),
+            strategies=states, **meta,
+        )  # fmt: skip
+
+
+@dataclass
+class Callbacks:
+    """What the loop reports; all are called between rounds.
+
+    Attributes:
+        round_done: (state, measurements of the round).
+        task_done: (state) -> state with the task's evaluation in its records.
+        checkpoint: (state, True when a task has just ended).
+    """
+
+    round_done: Callable[[State, dict[str, Any]], State]
+    task_done: Callable[[State], State]
+    checkpoint: Callable[[State, bool], None]
+
+
+@dataclass
+class Federation:
+    """One run at the server.
+
+    Attributes:
+        send: hands a call to every node and yields the replies in node order.
+        node: the server's own view of model, strategies and settings; it trains nothing.
+    """
+
+    node: Node
+    stream: Stream
+    split: Split
+    send: Callable[[Call], Iterable[Reply]]
+    callbacks: Callbacks
+    meter: ByteMeter = field(default_factory=ByteMeter)
+
+    def __post_init__(self) -> None:
+        self.config = self.node.config
+        self.stack = self.node.stack
+
+    @property
+    def clients(self) -> int:
+        """Clients in the split (one for a centralised bound)."""
+        return len(self.split.train[0])
+
+    def width(self, task: int) -> int:
+        """Classes the head can score in a task."""
+        if self.config.model.head_allocate == "all":
+            return self.stream.num_classes
+        return len(self.stream.known(task))
+
+    def mask(self, positions: Sequence[int], task: int) -> Tensor:
+        """(C,) bool mask of class positions, C the width in ``task``."""
+        mask = torch.zeros(self.width(task), dtype=torch.bool, device=self.node.store.device)
+        mask[list(positions)] = True
+        return mask
+
+    def run(self, state: State) -> State:
+        """Runs to the end of the stream.
+
+        Raises:
+            Interrupted: the user asked to stop; the last complete round has been saved.
+        """
+        self.meter = ByteMeter.restore(state.meter)
+        boundary = state
+        started = time.perf_counter()
+
+        def clocked(new: State) -> State:
+            elapsed = time.perf_counter() - started
+            return replace(new, meter=self.meter.state(), wall_seconds=base + elapsed)
+
+        base = state.wall_seconds
+        rounds = self.config.federation.rounds
+        try:
+            while state.task < self.stream.num_tasks:
+                if state.round == 0:
+                    state = self.begin_task(state)
+                while state.round < rounds:
+                    state, measured = self.train_round(state)
+                    state = clocked(replace(state, round=state.round + 1))
+                    state = self.callbacks.round_done(state, measured)
+                    boundary = state
+                    every = self.config.checkpoint.every
+                    if every and state.round % every == 0 and state.round < rounds:
+                        self.callbacks.checkpoint(state, False)
+                state = self.finish_task(state)
+                state = clocked(self.callbacks.task_done(clocked(state)))
+                state = replace(state, task=state.task + 1, round=0)
+                boundary = state
+                self.callbacks.checkpoint(state, True)
+        except (Interrupted, KeyboardInterrupt):
+            self.callbacks.checkpoint(boundary, boundary.round == 0)
+            raise Interrupted("interrupted") from None
+        except Exception:
+            # The cause is worth more than a second error while saving; the last regular checkpoint stays valid.
+            with contextlib.suppress(Exception):
+                self.callbacks.checkpoint(boundary, boundary.round == 0)
+            raise
+        return state
+
+    def begin_task(self, state: State) -> State:
+        """Grows the head and everything shaped like it, then asks the strategies."""
+        width = self.width(state.task)
+        model = {n: self.node.grown(n, a, width, "initial") for n, a in state.model.items()}
+        strategies = {s.name: self.node.grown_state(s, state.strategies.get(s.name, {}), width) for s in self.stack}
+        state = replace(state, model=model, strategies=strategies, version=state.version + 1)
+        for strategy in self.stack:
+            with blame(strategy, "begin_task"):
+                view = View(self, state, strategy)
+                new = strategy.begin_task(view)
+            state = view.done(state.model, new)
+        return state
+
+    def cohort(self, task: int, round_: int) -> list[int]:
+        """The clients of a round, ascending; drawn in O(cohort)."""
+        size = max(1, round(self.config.federation.participation * self.clients))
+        return counter.sample(self.clients, size, self.config.seed, "cohort", task, round_)
+
+    def train_round(self, state: State) -> tuple[State, dict[str, Any]]:
+        """One default round: broadcast, local training, reduction, aggregation."""
+        cohort = self.cohort(state.task, state.round)
+        down: dict[str, Broadcast] = {}
+        for strategy in self.stack:
+            with blame(strategy, "broadcast"):
+                sent = strategy.broadcast(View(self, state, strategy))
+            if sent.arrays:
+                down[strategy.name] = sent
+        up_before, down_before = self.meter.up, self.meter.down
+        needs_previous = any(s.needs_previous for s in self.stack)
+        reducer, measured, state = self.call(
+            state, "train", cohort, down, self.node.train_rules(), previous=needs_previous
+        )
+        measured |= {"cohort": len(cohort), "bytes_up": self.meter.up - up_before}
+        measured["bytes_down"] = self.meter.down - down_before
+        if reducer.weights:
+            state = self.aggregate(state, reducer)
+            result = reducer.result([n for n in reducer.names() if not n.startswith("model/")])
+        else:
+            result = {}
+        for strategy in self.stack:
+            with blame(strategy, "after_aggregate"):
+                view = View(self, state, strategy, uploads=below(result, f"{strategy.name}/"))
+                model, new = strategy.after_aggregate(view)
+            state = view.done(model, new)
+        return state, measured
+
+    def aggregate(self, state: State, reducer: Reducer) -> State:
+        """The new global model from what the cohort sent."""
+        owner = self.stack.owners["aggregate"]
+        if owner is None or owner.model_reduction != "stack":
+            new = below(reducer.result(), "model/")
+            return self.changed(state, {**state.model, **new})
+        names = [n for n in self.node.trainable if self.node.sharing[n] == "shared"]
+        columns = {n: reducer.stacked(f"model/{n}") for n in names}
+        models = [{n: columns[n][i] for n in names} for i in range(len(reducer.weights))]
+        shared = [f"model/{n}" for n in self.node.buffers if self.node.sharing[n] == "shared"]
+        buffers = below(reducer.result(shared), "model/")
+        with blame(owner, "aggregate"):
+            view = View(self, state, owner)
+            parameters, new_state = owner.aggregate(view, models, reducer.weights)
+        return view.done({**state.model, **parameters, **buffers}, new_state)
+
+    def changed(self, state: State, model: Arrays) -> State:
+        """A state with a new global model, checked to be finite and of the same shapes."""
+        for name, array in model.items():
+            if name not in state.model or array.shape != state.model[name].shape:
+                raise RunFailed(f"the new global model's {name!r} has another shape or name than before")
+        if not all(bool(torch.isfinite(a).all()) for a in model.values() if a.is_floating_point()):
+            raise RunFailed(f"the global model is not finite after task {state.task + 1}, round {state.round + 1}")
+        model = {n: model[n].to(a.dtype) for n, a in state.model.items()}
+        return replace(state, model=model, version=state.version + 1)
+
+    def finish_task(self, state: State) -> State:
+        """The strategies' ends of task, in the order of the stack; then the model becomes the previous one."""
+        evaluated: Arrays = {}
+        for strategy in self.stack:
+            with blame(strategy, "finish_task"):
+                view = View(self, state, strategy)
+                finished, new = strategy.finish_task(view)
+            state = view.done(finished.arrays, new)
+            evaluated = evaluated if finished.evaluate is None else finished.evaluate
+        keeps = any(s.needs_previous for s in self.stack)
+        return replace(state, evaluated=evaluated, previous=dict(state.model) if keeps else {})
+
+    def call(
+        self,
+        state: State,
+        function: str,
+        clients: Sequence[int],
+        down: dict[str, Broadcast],
+        rules: Any,
+        *,
+        previous: bool,
+    ) -> tuple[Reducer, dict[str, Any], State]:
+        """The exchange: one call at every node that hosts one of ``clients``, one reduction, all bytes counted."""
+        sequence = state.sequence + 1
+        federation, task = self.config.federation, state.task
+        header = Header(
+            function, sorted(clients), task, state.round, federation.rounds, self.stream.num_tasks, sequence,
+            self.width(task), list(self.stream.known(task)), list(self.stream.stages[task].classes),
+        )  # fmt: skip
+        old = state.previous if previous else {}
+        rows = {c: torch.from_numpy(np.asarray(self.split.train[task][c])) for c in header.clients}
+        shared = {n: a for n, a in state.model.items() if self.node.sharing[n] != "private"}
+        call = Call(header, shared, old, {n: b.arrays for n, b in down.items()}, rows)
+        groups = [Group("model", f"model:{state.version}", shared)]
+        groups += [Group("previous", f"task:{task}", old)] if old else []
+        for name, broadcast in down.items():
+            scope = {"run": "run", "task": f"task:{task}", "round": f"call:{sequence}"}[broadcast.scope]
+            groups.append(Group(name, scope, broadcast.arrays))
+        self.meter.charge_down(groups, header.clients)
+        reducer = Reducer(rules)
+        measured: dict[str, Any] = {}
+        for reply in self.send(call):
+            reducer.merge(reply.arrays, reply.facts)
+            self.meter.charge_up(reply.measured["bytes_up"])
+            merge_measured(measured, reply.measured)
+        return reducer, measured, replace(state, sequence=sequence)
+
+
+@dataclass
+class View:
+    """The server as one strategy sees it; see :class:`fedcl.strategy.Server`."""
+
+    federation: Federation
+    current: State
+    strategy: Strategy
+    uploads: Arrays = field(default_factory=dict)
+
+    @property
+    def arrays(self) -> Arrays:
+        return self.current.model
+
+    @property
+    def state(self) -> Arrays:
+        return self.current.strategies.get(self.strategy.name, {})
+
+    @property
+    def task(self) -> int:
+        return self.current.task
+
+    @property
+    def round(self) -> int:
+        return self.current.round
+
+    @property
+    def rounds_done(self) -> int:
+        return self.task * self.federation.config.federation.rounds + self.round
+
+    @property
+    def num_clients(self) -> int:
+        return self.federation.clients
+
+    @property
+    def known(self) -> Tensor:
+        return self.federation.mask(self.federation.stream.known(self.task), self.task)
+
+    @property
+    def new(self) -> Tensor:
+        return self.federation.mask(self.federation.stream.stages[self.task].classes, self.task)
+
+    @property
+    def previous(self) -> Arrays | None:
+        return self.current.previous or None
+
+    @property
+    def model(self) -> FedModel:
+        return self.federation.node.model
+
+    def exchange(
+        self,
+        function: Callable[[ClientContext], tuple[Arrays, Arrays]],
+        clients: Literal["holders", "all"] | Sequence[int] = "holders",
+        down: Arrays | None = None,
+    ) -> Arrays:
+        """See :meth:`fedcl.strategy.Server.exchange`."""
+        federation = self.federation
+        rows = federation.split.train[self.task]
+        if clients == "holders":
+            chosen: Sequence[int] = [c for c, ids in enumerate(rows) if len(ids)]
+        else:
+            chosen = range(len(rows)) if clients == "all" else clients  # type: ignore[assignment]
+        sent = {self.strategy.name: Broadcast(down)} if down else {}
+        reducer, _, self.current = federation.call(
+            self.current, f"{self.strategy.name}:{function.__name__}", chosen, sent, self.strategy.reductions,
+            previous=self.strategy.needs_previous,
+        )  # fmt: skip
+        return reducer.result()
+
+    def done(self, model: Arrays, state: Arrays) -> State:
+        """The server's state after a hook that returned a model and the strategy's state."""
+        new = self.current if model is self.current.model else self.federation.changed(self.current, model)
+        return replace(new, strategies={**new.strategies, self.strategy.name: state})
+
+
+def merge_measured(total: dict[str, Any], part: dict[str, Any]) -> None:
+    """Adds one node's measurements: numbers and lists add up, mappings by key."""
+    for name, value in part.items():
+        if isinstance(value, dict):
+            merge_measured(total.setdefault(name, {}), value)
+        else:
+            total[name] = total[name] + value if name in total else value
+
+
+__all__ = ["Callbacks", "Federation", "Finished", "State", "View"]

@@ -1,0 +1,73 @@
+"""From the names in a configuration to classes and their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import registry
+from .errors import UsageError
+from .values import parse_options
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .strategy import Strategy
+    from .stream import Partition, Scenario
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a configuration names.
+
+    Attributes:
+        strategies: instances with their options, in the order of the stack.
+        scenario, partition: classes.
+        plugins: the plugin files it uses.
+    """
+
+    strategies: tuple[Strategy, ...]
+    scenario: type[Scenario]
+    partition: type[Partition]
+    plugins: tuple[registry.Plugin, ...]
+
+
+def resolve(config: Config) -> Resolved:
+    """Loads the plugins of a configuration, its classes, and checks all strategy options.
+
+    Raises:
+        UsageError: a plugin fails, a name does not exist, an option is wrong, or a runtime is not there.
+    """
+    if config.engine.runtime != "local":
+        raise UsageError("engine.runtime", config.engine.runtime, "only local is available in this version")
+    plugins = tuple(registry.add_plugin(file) for file in config.plugins)
+    scenario = registry.load("scenarios", config.scenario.name)
+    partition = registry.load("partitions", config.partition.name)
+    return Resolved(_strategies(config), scenario, partition, plugins)
+
+
+def _strategies(config: Config) -> tuple[Strategy, ...]:
+    classes: dict[str, type[Any]] = {}
+    written: dict[str, str] = {}
+    for name in config.strategy:
+        cls = registry.load("strategies", name)
+        if cls.name in classes:
+            raise UsageError(
+                "strategy", config.strategy, f"{written[cls.name]} and {name} are the same strategy"
+            )
+        classes[cls.name], written[cls.name] = cls, name
+    given: dict[str, dict[str, Any]] = {}
+    prefixes: dict[str, str] = {}
+    for name, options in config.options.items():
+        owner = next((c.name for c in classes.values() if name in (c.name, *c.aliases)), None)
+        key = f"options.{name}"
+        if owner is None:
+            stack = ", ".join(config.strategy)
+            allowed = f"{name} is not in the stack strategy=[{stack}]"
+            raise UsageError(key, options, allowed, [f"options.{s}" for s in config.strategy])
+        if owner in given:
+            raise UsageError(key, options, f"{prefixes[owner]} gives options to the same strategy")
+        given[owner], prefixes[owner] = options, key
+    return tuple(
+        cls(parse_options(cls.Options, given.get(name, {}), prefixes.get(name, f"options.{name}")))
+        for name, cls in classes.items()
+    )

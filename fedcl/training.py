@@ -1,0 +1,280 @@
+"""Local training of one client: the loop that every strategy's client half runs in.
+
+Parameters are leaves of a functional model; nothing that the server sent is written to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import random as counter
+from .errors import FedclError, Interrupted, RunFailed
+from .optim import clip_by_norm
+from .rates import schedule
+from .strategy import Arrays, Batch, ClientContext, Source, Stack, Step, Strategy, narrowed
+
+if TYPE_CHECKING:
+    from .federation.call import Header
+    from .federation.node import Node
+    from .models.model import Output
+
+
+@contextmanager
+def blame(strategy: Strategy, hook: str) -> Iterator[None]:
+    """Turns any exception of a strategy's hook into one line that names the strategy and the place."""
+    try:
+        yield
+    except (FedclError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f" ({trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno})" if trace else ""
+        raise RunFailed(f"strategy {strategy.name!r} failed in {hook}: {type(error).__name__}: {error}{where}") from error
+
+
+@dataclass(frozen=True)
+class NamedModels:
+    """The models one client can run, by name; see :class:`fedcl.strategy.Models`."""
+
+    node: Node
+    named: Mapping[str, Arrays]
+
+    def __call__(
+        self,
+        x: Tensor,
+        which: str | Arrays,
+        mode: Literal["train", "eval"],
+        taps: tuple[str, ...] = (),
+        seed: Tensor | None = None,
+    ) -> Output:
+        if isinstance(which, str):
+            if which not in self.named:
+                raise RunFailed(f"no model is named {which!r} here; there are {', '.join(sorted(self.named))}")
+            which = self.named[which]
+        return self.node.forward(which, x, mode, taps, seed)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of one client's round.
+
+    Attributes:
+        arrays: parameters and buffers after training.
+        steps: optimiser steps taken; 0 when no batch was large enough.
+        samples: training images of the client.
+        dropped: images left out of an epoch by ``drop_last`` and ``batch_min``.
+        losses: mean of each loss term over the steps.
+    """
+
+    arrays: Arrays
+    steps: int
+    samples: int
+    dropped: int
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client in one call: everything its hooks may see."""
+
+    id: int
+    header: Header
+    ids: Tensor
+    labels: Tensor
+    received: Arrays
+    down: Mapping[str, Arrays]
+    state: Mapping[str, Arrays]
+    models: NamedModels
+    known: Tensor
+    new: Tensor
+    counts: Tensor
+    node: Node
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Names the random streams of this client in this round."""
+        return (self.node.config.seed, "client", self.id, self.header.task, self.header.round)
+
+    def context(self, strategy: Strategy) -> ClientContext:
+        """What the client hooks of one strategy see."""
+        node = self.node
+        return ClientContext(
+            self.id, self.header.task, self.header.round, self.received, self.down.get(strategy.name, {}),
+            self.state.get(strategy.name, {}), self.ids, self.labels, self.known, self.new, self.counts,
+            node.store, node.model, self.models, node.config.federation.batch_size,
+            node.config.evaluate.batch_size, self.key,
+        )  # fmt: skip
+
+
+def epoch_batches(count: int, size: int, minimum: int, drop_last: bool, *parts: object) -> list[Tensor]:
+    """The batches of one epoch over ``range(count)`` in a random order.
+
+    Returns index tensors (int64); the last may be smaller, is left out by ``drop_last`` and below ``minimum``.
+
+    >>> [len(b) for b in epoch_batches(5, 2, 1, False, 0)], len(epoch_batches(5, 2, 1, True, 0))
+    ([2, 2, 1], 2)
+    """
+    order = torch.from_numpy(counter.permutation(count, *parts))
+    floor = max(minimum, size if drop_last else 1)
+    return [b for b in order.split(size) if len(b) >= floor]
+
+
+def plan(count: int, config: Any, key: tuple[object, ...]) -> tuple[list[Tensor], int]:
+    """All batches of a round and how many images an epoch leaves out.
+
+    Raises nothing for an empty client: the plan is empty.
+    """
+    federation = config.federation
+
+    def epoch(index: int) -> list[Tensor]:
+        return epoch_batches(
+            count, federation.batch_size, federation.batch_min, federation.drop_last, *key, "order", index
+        )
+
+    first = epoch(0) if count else []
+    dropped = count - sum(len(b) for b in first)
+    if not first:
+        return [], dropped
+    if federation.steps is None:
+        return first + [b for e in range(1, federation.epochs or 1) for b in epoch(e)], dropped
+    batches = list(first)
+    while len(batches) < federation.steps:
+        batches += epoch(len(batches) // len(first))
+    return batches[: federation.steps], dropped
+
+
+def cycle(source: Source, *parts: object) -> Iterator[Tensor]:
+    """Batches of a source without end: each pass in a new order, a batch never repeats an image."""
+    size = min(source.batch_size, len(source.ids))
+    turn = 0
+    while True:
+        order = torch.from_numpy(counter.permutation(len(source.ids), *parts, turn)).to(source.ids.device)
+        for batch in order.split(size):
+            if len(batch) == size:
+                yield source.ids[batch]
+        turn += 1
+
+
+def total_loss(stack: Stack, step: Step, client: Client) -> dict[str, Tensor]:
+    """The task loss and all terms of a step, by name; their sum is what is minimised."""
+    owner = stack.owners["task_loss"]
+    if owner is None:
+        terms = {"task": Strategy.task_loss(stack.strategies[0], narrowed(step, stack.strategies[0], {}, {}))}
+    else:
+        with blame(owner, "task_loss"):
+            terms = {"task": owner.task_loss(narrowed(step, owner, client.down, client.state))}
+    for strategy in stack:
+        with blame(strategy, "loss"):
+            for name, term in strategy.loss(narrowed(step, strategy, client.down, client.state)).items():
+                if term.ndim:
+                    raise RunFailed(f"strategy {strategy.name!r}: loss term {name!r} has shape {tuple(term.shape)}, not a scalar")
+                terms[f"{strategy.name}.{name}"] = term
+    return terms
+
+
+def train_client(client: Client) -> Trained:
+    """A round of local training of one client.
+
+    Raises:
+        RunFailed: a loss is not finite, or a strategy failed.
+        Interrupted: the user asked to stop.
+    """
+    node, header, config = client.node, client.header, client.node.config
+    stack, store, model = node.stack, node.store, node.model
+    batches, dropped = plan(len(client.ids), config, client.key)
+    params = {n: client.received[n].detach().requires_grad_() for n in node.trainable}
+    fixed = {n: a for n, a in client.received.items() if n not in params and n not in node.buffers}
+    buffers = {n: client.received[n].clone() for n in node.buffers}
+    optimiser = node.optimiser
+    moments = optimiser.init(params)
+    sources = extra_sources(stack, client)
+    client_seed = torch.tensor(counter.fold(*client.key), dtype=torch.int64, device=store.device)
+    sums: dict[str, Tensor] = {}
+    for index, picked in enumerate(batches):
+        if node.stop():
+            raise Interrupted("interrupted during local training")
+        position = torch.tensor(index, dtype=torch.int64, device=store.device)
+        batch = gather(client, picked, [next(s) for _, s in sources])
+        for strategy in stack:
+            with blame(strategy, "prepare"):
+                batch = strategy.prepare(batch)
+        seed = counter.step_seed(client_seed, position)
+        x = node.images(batch.pixels, seed)
+        step = Step(
+            x, batch.labels, batch, {**params, **fixed}, buffers, client.received, {}, {}, position,
+            client.known, client.new, client.counts, seed, header.task, header.round, client.models,
+        )  # fmt: skip
+        with node.autocast():
+            terms = total_loss(stack, step, client)
+        loss = torch.stack([t.float() if t.dtype == torch.bfloat16 else t for t in terms.values()]).sum()
+        grads = gradients(loss, params)
+        if config.optimiser.clip is not None:
+            grads = clip_by_norm(grads, config.optimiser.clip)
+        for strategy in stack:
+            if type(strategy).edit_gradients is not Strategy.edit_gradients:
+                with blame(strategy, "edit_gradients"):
+                    grads = strategy.edit_gradients(narrowed(step, strategy, client.down, client.state), grads)
+        lr = schedule(
+            config.optimiser, step=index, round=header.round, task=header.task,
+            total=node.schedule_total(len(batches), header),
+        )  # fmt: skip
+        with torch.no_grad():
+            params, moments = optimiser.update({n: p.detach() for n, p in params.items()}, grads, moments, lr)
+            for strategy in stack:
+                if type(strategy).after_step is not Strategy.after_step:
+                    with blame(strategy, "after_step"):
+                        params = strategy.after_step(narrowed(step, strategy, client.down, client.state), params)
+        params = {n: p.requires_grad_() for n, p in params.items()}
+        for name, term in terms.items():
+            sums[name] = sums[name] + term.detach() if name in sums else term.detach()
+    losses = {n: float(s) / len(batches) for n, s in sums.items()}
+    bad = [f"{n} = {v}" for n, v in losses.items() if not math.isfinite(v)]
+    if bad:
+        raise RunFailed(
+            f"task {header.task + 1}, round {header.round + 1}, client {client.id}: the loss is not finite "
+            f"({', '.join(bad)}); a lower optimiser.lr or optimiser.clip=1 may help"
+        )
+    arrays = {n: p.detach() for n, p in params.items()} | fixed | buffers
+    return Trained({n: arrays[n] for n in client.received}, len(batches), len(client.ids), dropped, losses)
+
+
+def gradients(loss: Tensor, params: Arrays) -> Arrays:
+    """The gradient of a scalar by parameter; zero where the loss does not depend on one."""
+    if not loss.requires_grad:
+        return {n: torch.zeros_like(p) for n, p in params.items()}
+    found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
+
+
+def extra_sources(stack: Stack, client: Client) -> list[tuple[Source, Iterator[Tensor]]]:
+    """The non-empty extra sources of all strategies with their endless batches."""
+    found: list[tuple[Source, Iterator[Tensor]]] = []
+    for strategy in stack:
+        with blame(strategy, "sources"):
+            for source in strategy.sources(client.context(strategy)):
+                if len(source.ids):
+                    found.append((source, cycle(source, *client.key, "source", len(found))))
+    return found
+
+
+def gather(client: Client, picked: Tensor, extra: list[Tensor]) -> Batch:
+    """The stream's batch followed by one of each extra source."""
+    store = client.node.store
+    parts = [client.ids[picked.to(client.ids.device)], *extra]
+    ids = torch.cat(parts)
+    source = torch.cat([torch.full_like(p, i) for i, p in enumerate(parts)])
+    return Batch(store.gather(ids), store.label_tensor[ids], ids, source)
+
+
+def with_state(client: Client, state: Mapping[str, Arrays]) -> Client:
+    """The same client after its state changed."""
+    return replace(client, state=state)

@@ -1,0 +1,171 @@
+"""Ranges and choices of the settings: all that can be checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError
+from .models import catalog
+
+if TYPE_CHECKING:
+    from .config import Config
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "scenario.order": ("random", "natural", "seed1993", "given"),
+    "model.norm": catalog.NORMS,
+    "model.projector": catalog.PROJECTORS,
+    "model.head": catalog.HEADS,
+    "model.head_allocate": catalog.ALLOCATIONS,
+    "model.batch_norm": ("average", "local", "frozen"),
+    "federation.weighting": ("samples", "uniform"),
+    "optimiser.name": ("sgd", "adam", "adamw"),
+    "optimiser.schedule": ("constant", "cosine", "linear", "step"),
+    "optimiser.per": ("step", "round", "task"),
+    "engine.runtime": ("local", "ray", "deploy"),
+    "engine.path": ("auto", "stacked", "sequential"),
+    "engine.dtype": ("float32", "float64", "bf16"),
+    "engine.memory_format": ("auto", "contiguous", "channels_last"),
+}
+
+# Keys whose value must be at least this; null passes where the schema allows it.
+_AT_LEAST: dict[str, int] = {
+    "seed": 0,
+    "data.size": 1,
+    "data.limit": 1,
+    "scenario.tasks": 1,
+    "scenario.base": 1,
+    "scenario.increment": 1,
+    "partition.min_size": 0,
+    "partition.shards": 1,
+    "partition.classes": 1,
+    "model.width": 1,
+    "model.projector_dim": 1,
+    "federation.clients": 1,
+    "federation.rounds": 1,
+    "federation.epochs": 1,
+    "federation.steps": 1,
+    "federation.batch_size": 1,
+    "federation.batch_min": 1,
+    "optimiser.weight_decay": 0,
+    "optimiser.warmup": 0,
+    "engine.threads": 0,
+    "evaluate.every": 0,
+    "evaluate.batch_size": 1,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 1,
+}
+
+_POSITIVE = (
+    "partition.alpha",
+    "partition.skew",
+    "optimiser.lr",
+    "optimiser.eps",
+    "optimiser.clip",
+    "optimiser.gamma",
+    "engine.timeout",
+)
+
+_INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "data.validation": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
+    "federation.participation": (lambda x: 0 < x <= 1, "must be in (0, 1]"),
+    "optimiser.momentum": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
+    "optimiser.final": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
+    "model.dropout": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
+}
+
+_NAMES = ("data.name", "scenario.name", "partition.name", "model.name", "output.dir")
+_NO_TWICE = ("strategy", "data.domains", "scenario.classes")
+_LARGEST_SEED = 2**63 - 1
+
+
+def validate(config: Config) -> None:
+    """Checks every range, choice and combination that needs no data, no model and no strategy class.
+
+    Raises:
+        UsageError: naming the key, its value and what is allowed.
+    """
+    # Not at the top: these modules import the schema, which imports this one.
+    from .runfolder import check_name
+    from .stream import parse_test_rule
+
+    flat = _flatten(asdict(config))
+    for key, names in CHOICES.items():
+        if flat[key] not in names:
+            raise UsageError(key, flat[key], f"must be one of {', '.join(names)}", names)
+    for key, least in _AT_LEAST.items():
+        if flat[key] is not None and not flat[key] >= least:
+            raise UsageError(key, flat[key], f"must be at least {least}")
+    for key in _POSITIVE:
+        if flat[key] is not None and not flat[key] > 0:
+            raise UsageError(key, flat[key], "must be above 0")
+    for key, (inside, text) in _INTERVALS.items():
+        if not inside(flat[key]):
+            raise UsageError(key, flat[key], text)
+    for key in _NAMES:
+        if not flat[key].strip():
+            raise UsageError(key, flat[key], "must not be empty")
+    for key in _NO_TWICE:
+        if len(set(flat[key])) < len(flat[key]):
+            raise UsageError(key, flat[key], "names an entry twice")
+    check_name(config.name)
+    parse_test_rule(config.partition.test)
+    if config.seed > _LARGEST_SEED:
+        raise UsageError("seed", config.seed, "must be below 2**63")
+    if not config.strategy:
+        raise UsageError("strategy", config.strategy, "must name at least one strategy")
+    _check_scenario(config)
+    _check_federation(config)
+    _check_optimiser(config)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.engine.device):
+        allowed = "must be auto, cpu, cuda or cuda:N"
+        raise UsageError("engine.device", config.engine.device, allowed, ("auto", "cpu", "cuda"))
+
+
+def _check_scenario(config: Config) -> None:
+    scenario = config.scenario
+    if scenario.order == "given" and not scenario.classes:
+        raise UsageError("scenario.classes", scenario.classes, "must list the class order with order=given")
+    if scenario.classes and scenario.order != "given":
+        raise UsageError("scenario.order", scenario.order, "must be given when scenario.classes is set")
+    if any(label < 0 for label in scenario.classes):
+        raise UsageError("scenario.classes", scenario.classes, "must be class numbers of at least 0")
+    if scenario.arguments and scenario.benchmark is None:
+        raise UsageError("scenario.arguments", scenario.arguments, "is only read with scenario.benchmark")
+
+
+def _check_federation(config: Config) -> None:
+    federation = config.federation
+    if (federation.epochs is None) == (federation.steps is None):
+        given = (federation.epochs, federation.steps)
+        raise UsageError("federation.epochs, federation.steps", given, "exactly one of them must be set")
+    if federation.batch_min > federation.batch_size:
+        allowed = f"must not be above federation.batch_size={federation.batch_size}"
+        raise UsageError("federation.batch_min", federation.batch_min, allowed)
+
+
+def _check_optimiser(config: Config) -> None:
+    optimiser = config.optimiser
+    if len(optimiser.betas) != 2 or not all(0 <= beta < 1 for beta in optimiser.betas):
+        raise UsageError("optimiser.betas", optimiser.betas, "must be two numbers in [0, 1)")
+    if optimiser.nesterov and (optimiser.name != "sgd" or optimiser.momentum == 0):
+        raise UsageError("optimiser.nesterov", True, "needs optimiser.name=sgd and a momentum above 0")
+    stones = optimiser.milestones
+    if any(a >= b for a, b in zip([-1, *stones], stones, strict=False)):
+        raise UsageError(
+            "optimiser.milestones", stones, "must be whole numbers of at least 0 in rising order"
+        )
+    if (optimiser.schedule == "step") != bool(stones):
+        allowed = "must be given with schedule=step, and only then"
+        raise UsageError("optimiser.milestones", stones, allowed)
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat[prefix + key] = value
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+    return flat

@@ -1,0 +1,1 @@
+"""Post-hoc corrections of the classifier."""

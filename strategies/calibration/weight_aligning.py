@@ -1,0 +1,95 @@
+"""WA: after each task the server scales the new rows of the head to the mean norm of the old ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedcl.cards import Card, option
+from fedcl.losses import cross_entropy, tempered_kl
+from fedcl.strategy import Arrays, Finished, Server, Step, Strategy
+
+
+def align(weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Rows of ``new`` classes times gamma = mean norm of old rows / mean norm of new rows.
+
+    Args:
+        weight: (C, d) rows of the head.
+        old, new: (C,) bool masks.
+
+    Returns the weight itself when there is no old or no new class, or the new rows are zero.
+
+    >>> w = torch.tensor([[3.0, 4.0], [0.0, 10.0]])
+    >>> align(w, torch.tensor([True, False]), torch.tensor([False, True])).tolist()
+    [[3.0, 4.0], [0.0, 5.0]]
+    """
+    norms = torch.linalg.vector_norm(weight, dim=1)
+    if not old.any() or not new.any() or not norms[new].any():
+        return weight
+    gamma = norms[old].mean() / norms[new].mean()
+    return torch.where(new[:, None], gamma * weight, weight)
+
+
+class WeightAligning(Strategy):
+    """Maintaining fairness between old and new classes by aligning the head; alone, it also distils as the paper does."""
+
+    name = "weight_aligning"
+    aliases = ("wa",)
+    family = "calibration"
+    needs_previous = True
+    yields = ("task_loss",)
+    card = Card(
+        title="Maintaining Discrimination and Fairness in Class Incremental Learning",
+        authors="Zhao, Xiao, Gan, Zhang, Xia",
+        venue="CVPR",
+        year=2020,
+        bibtex="""@inproceedings{zhao2020wa,
+  title = {Maintaining Discrimination and Fairness in Class Incremental Learning},
+  author = {Zhao, Bowen and Xiao, Xi and Gan, Guojun and Zhang, Bin and Xia, Shu-Tao},
+  booktitle = {CVPR},
+  year = {2020}
+}""",
+        certainty="Alignment and loss read in PyCIL. That the paper keeps the head's weights non-negative during training is from "
+        "memory; PyCIL leaves it out (`clip=false`).",
+        server_state="the global model of the previous task's end",
+        cost="The alignment costs nothing and sends nothing; the loss one more forward pass a step.",
+        notes="Fills the task loss with (1 - lambda) CE + lambda KD, lambda = old / seen classes, unless another strategy of the stack "
+        "has a task loss of its own: then it only aligns. Alignment assumes features that are not negative and a head "
+        "without bias (`model.head_bias=false`); a bias is left as it is. The aligned model goes on training.",
+    )
+
+    @dataclass(frozen=True)
+    class Options:
+        temperature: float = option(2.0, "temperature of the distillation")
+        clip: bool = option(True, "head weights are kept at or above 0 after each step")
+
+        def __post_init__(self) -> None:
+            if not 0 < self.temperature < float("inf"):
+                raise ValueError(f"temperature must be above 0, not {self.temperature}")
+
+    # client
+
+    def task_loss(self, step: Step) -> Tensor:
+        loss = cross_entropy(step.output.logits, step.y, step.known)
+        if step.task == 0:
+            return loss
+        old = step.known & ~step.new
+        share = old.sum() / step.known.sum()
+        teacher = step.forward(step.x, "stage:previous").logits
+        return (1 - share) * loss + share * tempered_kl(step.output.logits, teacher, old, self.options.temperature)
+
+    def after_step(self, step: Step, params: Arrays) -> Arrays:
+        if not self.options.clip or "head.weight" not in params:
+            return params
+        return {**params, "head.weight": params["head.weight"].clamp(min=0)}
+
+    # server
+
+    def finish_task(self, server: Server) -> tuple[Finished, Arrays]:
+        if server.task == 0 or "head.weight" not in server.arrays:
+            return Finished(server.arrays), server.state
+        old = server.known & ~server.new
+        aligned = align(server.arrays["head.weight"], old, server.new)
+        return Finished({**server.arrays, "head.weight": aligned}), server.state

@@ -1,0 +1,1 @@
+"""Methods against forgetting, and the bounds they are measured against."""

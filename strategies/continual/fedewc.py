@@ -1,0 +1,111 @@
+"""FedEWC: a quadratic penalty around the previous global model, weighed by the clients' pooled Fisher information."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from fedcl.cards import Card, option
+from fedcl.losses import cross_entropy, quadratic
+from fedcl.models.arrays import parameter_names
+from fedcl.strategy import Arrays, Broadcast, ClientContext, Finished, Server, Step, Strategy
+
+from ..federated.finetune import new_or_known
+
+
+class FedEWC(Strategy):
+    """Elastic weight consolidation; Fisher information and anchor are updated once per task and shared by all clients."""
+
+    name = "fedewc"
+    aliases = ("ewc",)
+    family = "continual"
+    reductions = {"fisher/": "weighted_mean"}
+    like_parameters = {"fisher": "zero", "anchor": "initial"}
+    card = Card(
+        title="Overcoming catastrophic forgetting in neural networks",
+        authors="Kirkpatrick, Pascanu, Rabinowitz and others",
+        venue="PNAS",
+        year=2017,
+        bibtex="""@article{kirkpatrick2017ewc,
+  title = {Overcoming catastrophic forgetting in neural networks},
+  author = {Kirkpatrick, James and Pascanu, Razvan and Rabinowitz, Neil and others},
+  journal = {PNAS},
+  year = {2017}
+}""",
+        certainty="Penalty certain. Weight 1000, cap 1e-4 and the running mean over tasks are those of PyCIL and of TARGET's code. "
+        "Federated: anchor is the global model, the Fisher information a mean over clients by images.",
+        leaves_client=(("fisher", "as the parameters", "weighted_mean", "end of a task"),),
+        server_state="Fisher information and anchor, two models",
+        cost="One pass with a gradient per image at the end of a task; two models down per client and task.",
+        deviations="TARGET's released code evaluates the penalty on the server's network, where it has no gradient; only the "
+        "working form is offered. `fisher=batch` gives its squared batch gradients.",
+        notes="New rows of the head have Fisher information 0: they are free.",
+    )
+
+    @dataclass(frozen=True)
+    class Options:
+        weight: float = option(1000.0, "lambda of the penalty lambda/2 sum F (w - w*)^2")
+        cap: float = option(1e-4, "largest Fisher information of a parameter")
+        fisher: Literal["sample", "batch"] = option("sample", "squared gradients of single images, or of batches as in TARGET's code")
+        task: Literal["new", "known"] = option("new", "classes of the cross entropy: the new ones, or all known")
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.weight < float("inf"):
+                raise ValueError(f"weight must be at least 0, not {self.weight}")
+            if not self.cap > 0:
+                raise ValueError(f"cap must be above 0, not {self.cap}")
+
+    # client
+
+    def task_loss(self, step: Step) -> Tensor:
+        classes = new_or_known(step) if self.options.task == "new" else step.known
+        return cross_entropy(step.output.logits, step.y, classes)
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        fisher = {n.removeprefix("fisher/"): a for n, a in step.down.items() if n.startswith("fisher/")}
+        anchor = {n.removeprefix("anchor/"): a for n, a in step.down.items() if n.startswith("anchor/")}
+        if not fisher:
+            return {}
+        return {"penalty": self.options.weight * quadratic(step.params, anchor, fisher)}
+
+    def information(self, ctx: ClientContext) -> tuple[Arrays, Arrays]:
+        """The empirical Fisher diagonal of this client's images at the received model, capped."""
+        names = parameter_names(ctx.model)
+        params = {n: ctx.received[n] for n in names}
+        rest = {n: a for n, a in ctx.received.items() if n not in params}
+
+        def loss(p: Arrays, x: Tensor, y: Tensor) -> Tensor:
+            return cross_entropy(ctx.forward(x, {**p, **rest}).logits, y, ctx.known)
+
+        one = vmap(grad(lambda p, x, y: loss(p, x[None], y[None])), in_dims=(None, 0, 0))
+        total = {n: torch.zeros_like(p) for n, p in params.items()}
+        terms = 0
+        for ids in ctx.ids.split(32):
+            for x, y in ctx.batches(ids):
+                if self.options.fisher == "sample":
+                    squares = {n: g.square().sum(dim=0) for n, g in one(params, x, y).items()}
+                    terms += len(y)
+                else:
+                    squares = {n: g.square() for n, g in grad(loss)(params, x, y).items()}
+                    terms += 1
+                total = {n: t + squares[n] for n, t in total.items()}
+        return {f"fisher/{n}": (t / max(terms, 1)).clamp(max=self.options.cap) for n, t in total.items()}, ctx.state
+
+    # server
+
+    def broadcast(self, server: Server) -> Broadcast:
+        return Broadcast(server.state, scope="task")
+
+    def finish_task(self, server: Server) -> tuple[Finished, Arrays]:
+        found = server.exchange(self.information)
+        if not found:
+            return Finished(server.arrays), server.state
+        old, seen = int((server.known & ~server.new).sum()), int(server.known.sum())
+        share = old / seen
+        fisher = {n: share * server.state[n] + (1 - share) * f if n in server.state else f for n, f in found.items()}
+        anchor = {f"anchor/{n.removeprefix('fisher/')}": server.arrays[n.removeprefix("fisher/")] for n in found}
+        return Finished(server.arrays), fisher | anchor

@@ -1,0 +1,63 @@
+"""Federated averaging without anything against forgetting: the floor of every table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedcl.cards import Card
+from fedcl.strategy import Step, Strategy, cross_entropy
+
+_BIBTEX = """@inproceedings{mcmahan2017fedavg,
+  title = {Communication-Efficient Learning of Deep Networks from Decentralized Data},
+  author = {McMahan, Brendan and Moore, Eider and Ramage, Daniel and Hampson, Seth and {Ag{\\"u}era y Arcas}, Blaise},
+  booktitle = {AISTATS},
+  year = {2017}
+}"""
+
+
+def new_or_known(step: Step) -> Tensor:
+    """(B, C) mask: a sample of a new class competes among the new classes, any other (from a memory) among all known.
+
+    In a stream that brings no new class every sample competes among all known.
+    """
+    return torch.where(step.new[step.y][:, None], step.new, step.known)
+
+
+class Finetune(Strategy):
+    """Federated averaging with cross entropy over all classes seen so far."""
+
+    name = "finetune"
+    aliases = ("fedavg",)
+    family = "federated"
+    card = Card(
+        title="Communication-Efficient Learning of Deep Networks from Decentralized Data",
+        authors="McMahan, Moore, Ramage, Hampson, Aguera y Arcas",
+        venue="AISTATS",
+        year=2017,
+        bibtex=_BIBTEX,
+        certainty="Certain: standard algorithm. Weighting, local epochs and the treatment of BatchNorm are settings.",
+        cost="One model down and one up per client and round.",
+        notes="On a class-incremental stream this is the naive baseline: the softmax covers all known classes.",
+    )
+
+
+class FinetuneMasked(Strategy):
+    """Federated averaging with cross entropy over the new classes only (the labels trick)."""
+
+    name = "finetune_masked"
+    family = "federated"
+    card = Card(
+        title="Communication-Efficient Learning of Deep Networks from Decentralized Data",
+        authors="McMahan, Moore, Ramage, Hampson, Aguera y Arcas",
+        venue="AISTATS",
+        year=2017,
+        bibtex=_BIBTEX,
+        certainty="Certain: read in the code of several class-incremental methods, where it is called finetune.",
+        cost="One model down and one up per client and round.",
+        notes="A different and often much stronger baseline than finetune: report both. Samples of old classes "
+        "(from a memory) keep the softmax over all known classes.",
+    )
+
+    def task_loss(self, step: Step) -> Tensor:
+        return cross_entropy(step.output.logits, step.y, new_or_known(step))

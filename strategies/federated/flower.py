@@ -1,0 +1,137 @@
+"""Flower's own server strategies as aggregation rules, unmodified, through the adapter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedcl.bridges.flower import FlowerAggregator
+from fedcl.cards import Card, option
+from fedcl.strategy import Arrays, Server, Strategy
+
+if TYPE_CHECKING:
+    from fedcl.config import Config
+    from fedcl.stream import Split, Stream
+
+
+class FlowerStrategy(Strategy):
+    """Base: parameters of the cohort are aggregated by ``flower_name``; BatchNorm buffers are averaged by the engine."""
+
+    flower_name = ""
+    family = "federated"
+    model_reduction = "stack"
+
+    def adapter(self) -> FlowerAggregator:
+        """The aggregation rule with this strategy's options; wrong ones are refused."""
+        return FlowerAggregator(self.flower_name, asdict(self.options), prefix=f"options.{self.name}")
+
+    def check(self, config: Config, stream: Stream, split: Split) -> None:
+        self.adapter().check_cohort(max(1, round(config.federation.participation * split.clients)))
+
+    def aggregate(self, server: Server, models: list[Arrays], weights: list[float]) -> tuple[Arrays, Arrays]:
+        current = {n: server.arrays[n] for n in models[0]}
+        return self.adapter().aggregate(current, models, weights, server.state, server.rounds_done + 1)
+
+
+def _card(title: str, authors: str, venue: str, year: int, key: str, state: str, notes: str = "") -> Card:
+    return Card(
+        title=title,
+        authors=authors,
+        venue=venue,
+        year=year,
+        bibtex=f"@inproceedings{{{key},\n  title = {{{title}}},\n  author = {{{authors.replace(', ', ' and ')}}},\n"
+        f"  booktitle = {{{venue}}},\n  year = {{{year}}}\n}}",
+        certainty="Flower's implementation (flwr 1.41) as it is; its formulas are checked against a literal oracle.",
+        server_state=state,
+        cost="As federated averaging on the wire; the server holds every model of the cohort at once.",
+        notes=notes or "Trainable parameters only; BatchNorm buffers are averaged plainly.",
+    )
+
+
+class FlowerFedAvg(FlowerStrategy):
+    """Flower's FedAvg: the same mean as finetune's, through the adapter."""
+
+    name = "flower_fedavg"
+    flower_name = "fedavg"
+    card = _card("Communication-Efficient Learning of Deep Networks from Decentralized Data", "McMahan, Moore, Ramage, Hampson, "
+                 "Aguera y Arcas", "AISTATS", 2017, "mcmahan2017fedavg", "none")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Adaptive:
+    eta: float = option(0.1, "server learning rate")
+    beta_1: float = option(0.9, "decay of the first moment")
+    beta_2: float = option(0.99, "decay of the second moment")
+    tau: float = option(1e-3, "degree of adaptivity")
+
+
+class FedAdam(FlowerStrategy):
+    """Adam at the server on the mean update of the clients."""
+
+    name = flower_name = "fedadam"
+    Options = _Adaptive
+    like_parameters = {"m_t": "zero", "v_t": "zero"}
+    card = _card("Adaptive Federated Optimization", "Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan", "ICLR", 2021,
+                 "reddi2021adaptive", "two moments, two models", "Flower adds a bias correction and starts v at 0; the paper has none and starts at tau^2.")  # fmt: skip
+
+
+class FedYogi(FlowerStrategy):
+    """Yogi at the server on the mean update of the clients."""
+
+    name = flower_name = "fedyogi"
+
+    @dataclass(frozen=True)
+    class Options(_Adaptive):
+        eta: float = option(0.01, "server learning rate; Flower's default")
+
+    like_parameters = {"m_t": "zero", "v_t": "zero"}
+    card = _card("Adaptive Federated Optimization", "Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan", "ICLR", 2021,
+                 "reddi2021adaptive", "two moments, two models", "Flower adds a bias correction and starts v at 0; the paper has none and starts at tau^2.")  # fmt: skip
+
+
+class FedMedian(FlowerStrategy):
+    """Coordinate-wise median of the clients' parameters."""
+
+    name = flower_name = "fedmedian"
+    card = _card("Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", "Yin, Chen, Ramchandran, Bartlett",
+                 "ICML", 2018, "yin2018byzantine", "none", "Unweighted. Parameters only; BatchNorm buffers are averaged.")  # fmt: skip
+
+
+class FedTrimmedAvg(FlowerStrategy):
+    """Coordinate-wise mean without the largest and smallest share of values."""
+
+    name = flower_name = "fedtrimmedavg"
+    card = _card("Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", "Yin, Chen, Ramchandran, Bartlett",
+                 "ICML", 2018, "yin2018byzantine", "none", "Unweighted. Parameters only; BatchNorm buffers are averaged.")  # fmt: skip
+
+    @dataclass(frozen=True)
+    class Options:
+        beta: float = option(0.2, "share that is cut on either side")
+
+
+class Krum(FlowerStrategy):
+    """The one client's model that is nearest to its neighbours."""
+
+    name = flower_name = "krum"
+    card = _card("Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", "Blanchard, El Mhamdi, Guerraoui, Stainer",
+                 "NeurIPS", 2017, "blanchard2017krum", "none")  # fmt: skip
+
+    @dataclass(frozen=True)
+    class Options:
+        num_malicious_nodes: int = option(0, "clients that may be malicious")
+
+
+class Bulyan(FlowerStrategy):
+    """Clients chosen by Krum's scores, then a trimmed mean around their median."""
+
+    name = flower_name = "bulyan"
+    card = _card("The Hidden Vulnerability of Distributed Learning in Byzantium", "El Mhamdi, Guerraoui, Rouault", "ICML", 2018,
+                 "elmhamdi2018bulyan", "none", "Needs at least 4 f + 3 clients in each round for f malicious ones. "
+                 "Flower ranks once by Krum's score; the paper repeats Krum after each choice.")  # fmt: skip
+
+    @dataclass(frozen=True)
+    class Options:
+        num_malicious_nodes: int = option(0, "clients that may be malicious, f")
+
+
+ALL: tuple[type[Any], ...] = (FlowerFedAvg, FedAdam, FedYogi, FedMedian, FedTrimmedAvg, Krum, Bulyan)

@@ -1,0 +1,107 @@
+"""Nearest mean classifier: class means pooled exactly over all clients that hold a class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedcl.cards import Card, option
+from fedcl.statistics import class_sums, widen
+from fedcl.strategy import Arrays, ClientContext, Finished, Predictor, Server, Strategy
+
+
+def nearest_mean_scores(features: Tensor, means: Tensor, counts: Tensor) -> Tensor:
+    """Negative Euclidean distance to each class mean; -inf for a class without a sample.
+
+    Args:
+        features: (B, d).
+        means: (C, d).
+        counts: (C,) int64.
+
+    >>> nearest_mean_scores(torch.zeros(1, 1), torch.tensor([[2.0], [1.0]]), torch.tensor([3, 0])).tolist()
+    [[-2.0, -inf]]
+    """
+    distance = torch.linalg.vector_norm(features[:, None, :] - means[None], dim=-1)
+    return torch.where(counts > 0, -distance, -torch.inf)
+
+
+class NearestMean(Strategy):
+    """Predicts the class whose mean feature is nearest; means are sums and counts over all holders of a class."""
+
+    name = "nearest_mean"
+    aliases = ("nmc", "ncm")
+    family = "prototype"
+    reductions = {"sums": "sum", "counts": "sum"}
+    card = Card(
+        title="Simple continual learning baseline on frozen features: nearest mean classifier",
+        authors="Janson, Zhang, Aljundi, Elhoseiny",
+        venue="NeurIPS Workshop on Distribution Shifts",
+        year=2022,
+        bibtex="""@inproceedings{janson2022simple,
+  title = {A Simple Baseline that Questions the Use of Pretrained-Models in Continual Learning},
+  author = {Janson, Paul and Zhang, Wenxuan and Aljundi, Rahaf and Elhoseiny, Mohamed},
+  booktitle = {NeurIPS Workshop on Distribution Shifts},
+  year = {2022}
+}""",
+        certainty="Rule read in the released code: normalised features, means not normalised again, Euclidean distance. "
+        "The federated form is exact: sums and counts add up.",
+        leaves_client=(
+            ("sums", "classes x features, float64", "sum", "end of a task"),
+            ("counts", "classes", "sum", "end of a task"),
+        ),
+        server_state="sums and counts of all classes so far",
+        cost="One forward pass over the task's images and one small upload at the end of a task.",
+        notes="Counts of images a class leave the client. The paper keeps the encoder frozen; where it is trained on, means of old "
+        "classes stay those of their own task and drift away from the features. `score=both` adds the log-probabilities of "
+        "the means and of the head (ours). Before the end of the first task the head predicts; "
+        "within a task its new classes have no mean yet.",
+    )
+
+    @dataclass(frozen=True)
+    class Options:
+        normalise: bool = option(True, "features are divided by their norm before they are averaged and compared")
+        score: Literal["means", "both"] = option("means", "what predicts: the means, or the means and the head together")
+        scale: float = option(10.0, "for score=both: softmax of -scale * squared distance")
+
+        def __post_init__(self) -> None:
+            if not 0 < self.scale < float("inf"):
+                raise ValueError(f"scale must be above 0, not {self.scale}")
+
+    def features(self, raw: Tensor) -> Tensor:
+        """The features that means are taken of, (B, d) to (B, d)."""
+        return F.normalize(raw, dim=-1) if self.options.normalise else raw
+
+    # client
+
+    def count(self, ctx: ClientContext) -> tuple[Arrays, Arrays]:
+        """Sums and counts of this client's features by class."""
+        width = len(ctx.known)
+        sums, counts = class_sums(
+            ctx.batches(), lambda x: self.features(ctx.forward(x).features), width, ctx.model.feature_dim
+        )
+        return {"sums": sums, "counts": counts}, ctx.state
+
+    # server
+
+    def finish_task(self, server: Server) -> tuple[Finished, Arrays]:
+        found = server.exchange(self.count)
+        width = len(server.known)
+        state = {n: widen(a, width) + found[n] if n in found else widen(a, width) for n, a in server.state.items()}
+        return Finished(server.arrays), state or found
+
+    def predict(self, predictor: Predictor, x: Tensor) -> Tensor:
+        output = predictor.forward(x)
+        if "counts" not in predictor.state:
+            return output.logits
+        width = output.logits.shape[-1]
+        counts = widen(predictor.state["counts"], width)
+        means = (widen(predictor.state["sums"], width) / counts.clamp(min=1)[:, None]).to(output.features.dtype)
+        scores = nearest_mean_scores(self.features(output.features), means, counts)
+        if self.options.score == "means":
+            return scores
+        head = torch.where(predictor.known, output.logits, -torch.inf).log_softmax(dim=-1)
+        return head + (-self.options.scale * scores.square()).log_softmax(dim=-1)
