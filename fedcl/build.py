@@ -43,7 +43,7 @@ class Experiment:
         config: with the engine's settings resolved.
         test: the test images, labelled by class position.
         initial: parameters and buffers before the first task.
-        class_names: by class position.
+        class_names: by original class id.
         warnings: what the user should know of the split, one line each.
         split_sha256: over stream and split, so that a resumed run can tell whether the data changed.
     """
@@ -85,9 +85,9 @@ def resolve_engine(config: settings.Config) -> settings.Config:
     layout = engine.memory_format
     if layout == "auto":
         layout = "channels_last" if convolutional and device.type == "cpu" else "contiguous"
-    engine = replace(
-        engine, device=str(device), path="sequential", memory_format=layout, threads=engine.threads or usable_cpus()
-    )
+    # A perceptron's matrix products are too small to share: a second thread made a round six times slower.
+    threads = engine.threads or (usable_cpus() if convolutional else 1)
+    engine = replace(engine, device=str(device), path="sequential", memory_format=layout, threads=threads)
     return replace(config, engine=engine)
 
 
@@ -126,13 +126,13 @@ def load_stream(config: settings.Config, resolved: Resolved, device: str) -> tup
 
 
 def build_split(config: settings.Config) -> tuple[Stream, Split, tuple[str, ...]]:
-    """Stream, split and class names by position, for `fedcl split`.
+    """Stream, split and class names by original class id, for `fedcl split`.
 
     Raises:
         UsageError: settings that do not fit the data.
     """
     dataset, stream, split = load_stream(config, resolve(config), "cpu")
-    return stream, split, tuple(dataset.class_names[c] for c in stream.class_order)
+    return stream, split, dataset.class_names
 
 
 def build(config: settings.Config) -> Experiment:
@@ -148,7 +148,6 @@ def build(config: settings.Config) -> Experiment:
     resolved = resolve(config)
     stack = Stack.of(resolved.strategies)
     dataset, stream, split = load_stream(config, resolved, config.engine.device)
-    names = tuple(dataset.class_names[c] for c in stream.class_order)
     for strategy in stack:
         strategy.check(config, stream, split)
     position = np.empty(dataset.num_classes, dtype=np.int64)
@@ -172,8 +171,8 @@ def build(config: settings.Config) -> Experiment:
         augmentations=parse_augmentations(config.data.augment), dtype=dtype, channels_last=channels_last,
         parameters=tuple(parameter_names(model)), buffers=tuple(buffer_names(model)),
     )  # fmt: skip
-    warnings = () if any(s.centralised for s in stack) else tuple(split_warnings(split, stream, names))
-    return Experiment(config, stream, split, node, test, initial, names, warnings, split_hash(stream, split))
+    warnings = () if any(s.centralised for s in stack) else tuple(split_warnings(split, stream, dataset.class_names))
+    return Experiment(config, stream, split, node, test, initial, dataset.class_names, warnings, split_hash(stream, split))
 
 
 def placed(array: torch.Tensor, device: torch.device, channels_last: bool) -> torch.Tensor:

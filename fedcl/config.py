@@ -6,11 +6,8 @@ what is allowed.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import re
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,14 +15,14 @@ from typing import Any
 
 from . import presets
 from .errors import UsageError
+from .merging import COMMAND_LINE, merge, pair
 from .presets import Layer
 from .validation import validate
-from .values import coerce, one_line, parse_options, unknown_key
+from .values import parse_options
 
 __all__ = ["Config", "config_hash", "load_config", "parse_options", "to_yaml", "validate"]
 
 DEFAULT_PRESET = "default"
-COMMAND_LINE = "command line"
 
 
 @dataclass
@@ -193,14 +190,14 @@ def load_config(
 ) -> Config:
     """The settings of a run: schema defaults, then presets, then ``source``, then ``overrides``.
 
-    A layer that sets ``strategy`` drops the options that lower layers gave to strategies it leaves out; a layer that
-    sets one of ``federation.epochs`` and ``federation.steps`` unsets the other. With neither, one epoch a round is
-    trained.
+    A layer that sets ``strategy`` drops the options that lower layers gave to strategies it leaves out; a
+    layer that sets one of ``federation.epochs`` and ``federation.steps`` unsets the other. With neither, one
+    epoch a round is trained.
 
     Args:
         source: a YAML file, the name of a preset, settings as a mapping, or None for the default preset.
-        overrides: ``key=value`` texts with YAML values, where ``preset=NAME`` and ``protocol=NAME`` merge a file; or
-            pairs, or a mapping, of (dotted) keys and values.
+        overrides: ``key=value`` texts with YAML values, where ``preset=NAME`` and ``protocol=NAME`` merge a
+            file; or pairs, or a mapping, of (dotted) keys and values.
         search: more folders with presets, looked at first.
 
     Raises:
@@ -214,7 +211,11 @@ def load_config(
     else:
         stack += presets.layers(presets.find(source or DEFAULT_PRESET, "CONFIG", search), search)
     stack += _override_layers(overrides, search)
-    return _settled(stack)
+    config = merge(Config, stack)
+    if config.federation.epochs is None and config.federation.steps is None:
+        config.federation.epochs = 1
+    validate(config)
+    return config
 
 
 def to_yaml(config: Config) -> str:
@@ -225,7 +226,7 @@ def to_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 (hex) of all that decides a run's numbers: not its name, output or engine; plugins by their content."""
+    """SHA-256 (hex) of what decides a run's numbers: no name, output or engine; plugins by their content."""
     data = asdict(config)
     for section in ("name", "output", "engine"):
         del data[section]
@@ -244,7 +245,7 @@ def _override_layers(
     if isinstance(overrides, Mapping):
         pairs = overrides.items()
     else:
-        pairs = [_pair(item) if isinstance(item, str) else item for item in overrides]
+        pairs = [pair(Config, item) if isinstance(item, str) else item for item in overrides]
     given: set[str] = set()
     for key, value in pairs:
         if key in ("preset", "protocol"):
@@ -261,105 +262,3 @@ def _override_layers(
                 raise UsageError(key, value, f"the section {part} is given as a whole too")
         place[last] = value
     yield from presets.below(values, Path.cwd(), search, (), COMMAND_LINE)
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    key, equals, raw = text.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
-        raise UsageError("override", text, "must be key=value, for example federation.clients=10")
-    hint = _hint(key)
-    if key in ("preset", "protocol") or (hint in (str, str | None) and not raw.startswith(("'", '"'))):
-        # Paths and names are taken as typed: YAML would read 007 as a number and cut "a #b".
-        return key, None if hint == str | None and raw in ("null", "~") else raw
-    if not raw.strip():
-        raise UsageError(key, raw, "has no value; write null for none and [] for an empty list")
-    return key, presets.parse(f"value: {raw}", key, raw).get("value")
-
-
-def _hint(key: str) -> Any:
-    cls: Any = Config
-    for part in key.split("."):
-        if not dataclasses.is_dataclass(cls):
-            return Any
-        cls = typing.get_type_hints(cls).get(part, Any)
-    return cls
-
-
-def _settled(stack: Sequence[Layer]) -> Config:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    merged = OmegaConf.structured(Config)
-    where = COMMAND_LINE
-    try:
-        for layer in stack:
-            where = layer.where
-            values = _checked(Config, layer.values, "")
-            _displace(merged, values)
-            merged = OmegaConf.merge(merged, values)
-        where = "the merged settings"
-        config = OmegaConf.to_object(merged)
-        assert isinstance(config, Config)
-        config.options = {name: given for name, given in config.options.items() if given is not None}
-        _checked(Config, asdict(config), "")
-        federation = config.federation
-        if federation.epochs is None and federation.steps is None:
-            federation.epochs = 1
-        validate(config)
-    except UsageError as error:
-        if where not in (COMMAND_LINE, "the merged settings"):
-            error.args = (f"{str(error).rstrip('.')} (in {where}).",)
-        raise
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", None) or "CONFIG")
-        reason = one_line(ValueError(str(error).split("\n")[0]))
-        raise UsageError(key, _at(merged, key), f"{reason} (in {where})") from error
-    return config
-
-
-def _checked(cls: type, values: Any, section: str) -> dict[str, Any]:
-    """``values`` with the types of ``cls``; interpolations are left for OmegaConf."""
-    if not isinstance(values, Mapping):
-        raise UsageError(section, values, f"must be a mapping of {section} settings")
-    hints = typing.get_type_hints(cls)
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise unknown_key(section, str(name), value, list(hints))
-        key = f"{section}.{name}" if section else str(name)
-        if dataclasses.is_dataclass(hints[name]) and isinstance(hints[name], type):
-            result[name] = _checked(hints[name], value, key)
-        elif value == "???":
-            raise UsageError(key, value, "must be given")
-        elif isinstance(value, str) and "${" in value:
-            result[name] = value
-        else:
-            result[name] = coerce(hints[name], value, key)
-    for name, given in result.get("options", {}).items() if cls is Config else ():
-        if given is not None and not isinstance(given, dict):
-            raise UsageError(f"options.{name}", given, "must be a mapping of option names to values, or null")
-    return result
-
-
-def _displace(merged: Any, values: dict[str, Any]) -> None:
-    """Takes out of ``merged`` what a higher layer replaces as a whole."""
-    stack = values.get("strategy")
-    if isinstance(stack, list):
-        for name in [name for name in merged.options if name not in stack]:
-            from . import registry
-
-            if not registry.in_stack(name, stack):
-                del merged.options[name]
-    federation = values.get("federation", {})
-    for one, other in (("epochs", "steps"), ("steps", "epochs")):
-        if federation.get(one) is not None and federation.get(other) is None:
-            merged.federation[other] = None
-
-
-def _at(merged: Any, key: str) -> Any:
-    from omegaconf import OmegaConf
-
-    plain: Any = OmegaConf.to_container(merged)
-    for part in key.split("."):
-        plain = plain.get(part) if isinstance(plain, dict) else None
-    return plain

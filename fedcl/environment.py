@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DISTRIBUTION = "fedcl-sim"
+import fedcl
+
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -31,7 +32,7 @@ _PACKAGES = (
 
 def versions() -> dict[str, str | None]:
     """Versions of fedcl and what it stands on, None for what is not installed; imports none of them."""
-    found: dict[str, str | None] = {"fedcl": _version(DISTRIBUTION)}
+    found: dict[str, str | None] = {"fedcl": fedcl.__version__}
     found.update({name: _version(name) for name in _PACKAGES})
     return found
 

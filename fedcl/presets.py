@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .errors import UsageError
 from .values import one_line
@@ -140,7 +140,7 @@ def parse(text: str, key: str, shown: str) -> dict[str, Any]:
     Raises:
         UsageError: no YAML, empty, or no mapping; ``key`` and ``shown`` are named.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]  # ships no types
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -157,7 +157,7 @@ def parse(text: str, key: str, shown: str) -> dict[str, Any]:
         raise UsageError(key, shown, f"is no YAML mapping of settings: {one_line(error)}") from error
     if not isinstance(plain, Mapping):
         raise UsageError(key, shown, "holds a list; it must be a YAML mapping of settings")
-    return {name: value for name, value in plain.items()}  # type: ignore[misc]
+    return cast(dict[str, Any], plain)
 
 
 def _named(name: str, search: Sequence[Path]) -> Path:

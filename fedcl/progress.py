@@ -134,7 +134,7 @@ class QuietProgress:
 
 
 class PlainProgress:
-    """One line a round; in runs of over 200 rounds one for every 2 % of them, or every minute if that is more.
+    """One line a round; in runs of over 200 rounds one for every 2 %, or every minute if that is more.
 
     Args:
         stream: where lines go.
@@ -202,7 +202,7 @@ class RichProgress:
         # Standard output is the machine's: a line printed there must not be sent to the terminal's live area.
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=8),
             TextColumn("{task.fields[story]}", markup=False),
             console=self._console,
             redirect_stdout=False,

@@ -1,4 +1,4 @@
-"""Finds strategies, scenarios and partitions: by entry points, built-in ones included, and in plugin files."""
+"""Finds strategies, scenarios and partitions by entry points, built-in ones too, and in plugin files."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ class Registry:
         Loading the same file again does nothing.
 
         Raises:
-            UsageError: no such file, it fails (type, message and line are named), it defines nothing, or a name is
-                taken.
+            UsageError: no such file, it fails (type, message and line are named), it defines nothing, or a
+                name is taken.
         """
         path = Path(file).expanduser().resolve()
         if not path.is_file():
@@ -148,7 +148,7 @@ class Registry:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-            found = dict(self._classes_in(module, path, str(file)))
+            found = dict(self._classes_in(module, str(file)))
         except (Exception, SystemExit) as error:
             del sys.modules[name]
             if isinstance(error, UsageError):
@@ -162,23 +162,20 @@ class Registry:
         """The plugin files loaded so far."""
         return list(self._plugins.values())
 
-    def _classes_in(
-        self, module: Any, path: Path, shown: str
-    ) -> Iterator[tuple[tuple[Kind, str], type[Any]]]:
+    def _classes_in(self, module: Any, shown: str) -> Iterator[tuple[tuple[Kind, str], type[Any]]]:
         seen: dict[tuple[Kind, str], str] = {}
         for cls in [value for value in vars(module).values() if isinstance(value, type)]:
-            kind = _kind_of(cls)
-            if kind is None or cls.__module__ != module.__name__ or not getattr(cls, "name", ""):
+            kind, name = _kind_of(cls), str(getattr(cls, "name", ""))
+            if kind is None or cls.__module__ != module.__name__ or not name:
                 continue
-            key = (kind, cls.name)
-            if seen.setdefault(key, cls.__name__) != cls.__name__:
-                allowed = f"{seen[key]} and {cls.__name__} both have the name {cls.name!r}"
+            if seen.setdefault((kind, name), cls.__name__) != cls.__name__:
+                allowed = f"{seen[kind, name]} and {cls.__name__} both have the name {name!r}"
                 raise UsageError("--plugin", shown, allowed)
-            other = self._origin(kind, cls.name)
+            other = self._origin(kind, name)
             if other is not None:
-                allowed = f"{cls.__name__} has the name {cls.name!r}, which is taken by {other}"
+                allowed = f"{cls.__name__} has the name {name!r}, which is taken by {other}"
                 raise UsageError("--plugin", shown, allowed)
-            yield key, cls
+            yield (kind, name), cls
         if not seen:
             allowed = "defines no subclass of fedcl.Strategy, fedcl.stream.Scenario or fedcl.stream.Partition"
             raise UsageError("--plugin", shown, f"{allowed} with a name of its own")

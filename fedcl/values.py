@@ -21,8 +21,8 @@ _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false"
 def coerce(hint: Any, value: Any, key: str) -> Any:
     """``value`` as the type ``hint``, or an error that names ``key``.
 
-    Whole numbers become floats where a float is asked for, lists become tuples where a tuple is, and a single value
-    becomes a list of one. Nothing else is converted: ``"3"`` is no number, 1 is no ``true``.
+    Whole numbers become floats where a float is asked for, lists become tuples where a tuple is, and a single
+    value becomes a list of one. Nothing else is converted: ``"3"`` is no number, 1 is no ``true``.
 
     Raises:
         UsageError: the value has another type, or is NaN or infinite.
@@ -60,7 +60,7 @@ def parse_options(cls: type[OptionsT], given: Mapping[str, Any], prefix: str) ->
     A ``ValueError`` that its ``__post_init__`` raises is reported under ``prefix``.
 
     Args:
-        cls: frozen dataclass; types may be int, float, bool, str, Literal, tuples and lists of these, and unions.
+        cls: frozen dataclass; types may be int, float, bool, str, Literal, tuples, lists and unions of these.
         given: names and values from the configuration.
         prefix: for example ``options.fedlwf``.
 
@@ -90,10 +90,10 @@ def parse_options(cls: type[OptionsT], given: Mapping[str, Any], prefix: str) ->
 def unknown_key(section: str, name: str, value: Any, names: list[str]) -> UsageError:
     """The error for a key that does not exist in ``section`` ('' for the top level)."""
     key = f"{section}.{name}" if section else name
-    allowed = f"no such key; allowed is one of {', '.join(names)}" if names else "there are no settings here"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f". Did you mean {f'{section}.{close[0]}'.lstrip('.')!r}?" if close else ""
-    return UsageError(key, value, allowed + hint)
+    hint = f", did you mean {f'{section}.{close[0]}'.lstrip('.')!r}?" if close else ";"
+    listed = f"allowed is one of {', '.join(names)}" if names else "there are no settings here"
+    return UsageError(key, value, f"no such key{hint} {listed}")
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -28,7 +28,7 @@ _PIXELS = (
 
 
 # With the evaluation transform if that leaves pixels, else without it. Avalanche removes from each nested
-# dataset its own current group, "train" in some and "eval" in others: one of the two ways reaches all of them.
+# dataset its own current group, "train" in some and "eval" in others: one of the ways reaches them all.
 _VIEWS: tuple[Callable[[Any], Any], ...] = (
     lambda dataset: dataset.eval(),
     lambda dataset: dataset.eval().remove_current_transform_group(),
@@ -236,7 +236,7 @@ def _as_uint8(value: Any) -> Image | None:
     None.
     """
     picture = hasattr(value, "getbands")
-    array = np.asarray(value)
+    array: npt.NDArray[Any] = np.asarray(value)
     if array.ndim == 2:
         array = array[None]
     elif array.ndim == 3 and picture:
@@ -247,5 +247,6 @@ def _as_uint8(value: Any) -> Image | None:
         return np.ascontiguousarray(array)
     # written so that NaN is refused too
     if np.issubdtype(array.dtype, np.floating) and bool(((array >= 0) & (array <= 1)).all()):
-        return np.rint(array * 255).astype(np.uint8)
+        scaled: Image = np.rint(array * 255).astype(np.uint8)
+        return scaled
     return None

@@ -127,7 +127,8 @@ class SimplexHead(Head):
         vertices = simplex(count)[[rank[c] for c in class_ids]]
         entries = random.uniform(self.feature_dim * vertices.shape[1], seed, "init", "head", "simplex")
         basis, _ = torch.linalg.qr(torch.from_numpy(entries).reshape(self.feature_dim, -1) - 0.5)
-        return (vertices @ basis.T).to(torch.float32)
+        rows: Tensor = vertices @ basis.T
+        return rows.to(torch.float32)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, C)."""

@@ -87,10 +87,11 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            # Without normalisation the variance doubles with every block; starting each block as
-            # its shortcut (Zhang et al. 2019, Fixup) keeps deep networks finite.
+        # Without normalisation the variance doubles with every block; starting each block as
+        # its shortcut (Zhang et al. 2019, Fixup) keeps deep networks finite.
+        for module in self.modules():
             if norm == "none" and isinstance(module, BasicBlock):
-                pass
+                nn.init.zeros_(module.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, feature_dim): the mean over the last stage's pixels."""

@@ -160,6 +160,14 @@ def test_balancing_stops_clients_that_hold_their_mean_share(alpha):
         assert max(map(len, fair)) <= max(map(len, plain))
 
 
+def test_balancing_counts_a_client_at_exactly_the_mean_as_full():
+    # each class goes to one client whole, so after the first class its holder has exactly N / K rows
+    config = settings.Partition(alpha=1e-300, balance=True)
+    for seed in range(8):
+        parts = Dirichlet().split(balanced(2, 10), 2, config, seed, "x")
+        assert [len(part) for part in parts] == [10, 10]
+
+
 def test_shards_hold_few_labels():
     labels = balanced(10, 100)
     for part in Shards().split(labels, 10, settings.Partition(shards=2), 0, "x"):

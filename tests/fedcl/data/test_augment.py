@@ -165,6 +165,12 @@ def test_resized_crop() -> None:
     # away from the border: the box shows what lies beyond it, a cut box repeats its edge
     torch.testing.assert_close(out[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1], atol=1e-6, rtol=0)
 
+    # half the width and all of the height: e^aspect = 1/2, no room to move up or down
+    tall = Fixed(area=0.5, aspect=math.log(0.5), right=-1.0, down=1.0)
+    expected = oracle.resized_crop(X, 0, 0, 12, 5, [12, 10], InterpolationMode.BILINEAR, antialias=False)
+    out = run("resized_crop", (0.1,), tall, X)
+    torch.testing.assert_close(out[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1], atol=1e-6, rtol=0)
+
 
 def test_parse() -> None:
     assert parse_augmentations([]) == ()

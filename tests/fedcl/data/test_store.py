@@ -168,6 +168,11 @@ def test_at_most_is_nested_and_exact() -> None:
     assert few.tolist() != list(range(10))
 
 
+def test_each_group_draws_from_its_own_stream() -> None:
+    held = stratified(np.repeat(np.arange(2), 50), 0.5, "a")[1]
+    assert held[:25].tolist() != (held[25:] - 50).tolist()
+
+
 def test_stratified_streams_differ_by_name() -> None:
     labels = np.zeros(100, np.int64)
     assert not np.array_equal(stratified(labels, 0.5, "a")[1], stratified(labels, 0.5, "b")[1])

@@ -29,6 +29,10 @@ def _build(name: str, shape: Shape = (3, 32, 32), **settings: object) -> FedMode
     return build_model(config, shape, projector=False, seed=0)
 
 
+def _pixels(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(6))
+
+
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -68,7 +72,7 @@ def test_all_sizes_work_or_say_why_not(name: str, shape: Shape) -> None:
             _build(name, shape)
         return
     model = _build(name, shape, width=width)
-    out = run(model, initial_arrays(model), torch.rand(2, *shape), train=True, seed=torch.tensor(1))
+    out = run(model, initial_arrays(model), _pixels(2, *shape), train=True, seed=torch.tensor(1))
     assert out.features.shape == (2, model.feature_dim)
     assert out.features.isfinite().all()
     assert out.logits.shape == (2, 0)
@@ -95,7 +99,7 @@ def test_norm_switch(name: str, norm: str) -> None:
     groups = {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)}
     assert (groups <= {1}) == (norm != "group")
     arrays = grow_head(initial_arrays(model), model, range(3), 0)
-    out = run(model, arrays, torch.rand(4, 1, 16, 16), train=True, seed=torch.tensor(1))
+    out = run(model, arrays, _pixels(4, 1, 16, 16), train=True, seed=torch.tensor(1))
     assert out.logits.isfinite().all()
     assert 1e-3 < float(out.features.std()) < 30.0
 
@@ -114,7 +118,7 @@ def test_external_models_give_features_for_one_and_three_channels() -> None:
             model = _build(name, (channels, 32, 32))
             assert model.feature_dim == width
             assert not any(m.out_features == 1000 for m in model.modules() if isinstance(m, nn.Linear))
-            x = torch.rand(2, channels, 32, 32)
+            x = _pixels(2, channels, 32, 32)
             out = run(model, initial_arrays(model), x, train=True, seed=torch.tensor(1))
             assert out.features.shape == (2, width)
 
@@ -123,7 +127,7 @@ def test_external_models_lose_batch_norm_and_global_randomness() -> None:
     model = _build("torchvision:efficientnet_b0", norm="group")
     assert not any(isinstance(m, nn.BatchNorm2d | nn.Dropout) for m in model.modules())
     assert any(isinstance(m, Dropout) and m.drawn == 1 and m.p > 0 for m in model.modules())
-    arrays, x = initial_arrays(model), torch.rand(2, 2, 3, 32, 32)
+    arrays, x = initial_arrays(model), _pixels(2, 2, 3, 32, 32)
     seeds = torch.tensor([1, 2])
     with torch.no_grad():
         stacked = torch.func.vmap(
@@ -163,7 +167,6 @@ def test_external_errors_are_one_line(name: str, settings: dict[str, object], me
 def test_checkpoints(tmp_path: Path) -> None:
     import torchvision
 
-    torch.manual_seed(4)
     donor = torchvision.models.resnet18(weights=None)
     weights = {n: t.detach().clone() for n, t in donor.state_dict().items()}
     torch.save({"state_dict": {f"module.{n}": t for n, t in weights.items()}}, tmp_path / "a.pt")
@@ -234,3 +237,10 @@ def test_dropout_rates_and_axes() -> None:
 def test_the_catalogue_needs_no_torch() -> None:
     code = "import sys, fedcl.models.catalog, fedcl.rates; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_blocks_without_normalisation_start_as_their_shortcuts() -> None:
+    plain, normed = (_build("resnet20", (1, 8, 8), width=4, norm=norm) for norm in ("none", "batch"))
+    assert not plain.encoder.get_parameter("layer2.1.conv2.weight").any()
+    assert plain.encoder.get_parameter("layer2.1.conv1.weight").any()
+    assert normed.encoder.get_parameter("layer2.1.conv2.weight").any()

@@ -1,0 +1,326 @@
+"""The command line. Everything heavy is imported inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from . import __version__
+from .crash import complain, crash_report, stored, usage_text
+from .errors import FedclError, UsageError
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .run import RunResult
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Federated continual learning of image representations.",
+    epilog="First steps: 'fedcl demo', then 'fedcl list presets' and 'fedcl run PRESET key=value ...'.",
+)
+
+PLOTS = {"accuracy": "accuracy.png", "matrix": "matrix.png", "forgetting": "forgetting.png"}
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG|PRESET] [KEY=VALUE]...", help="Settings; without, the default stack."),
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
+Out = Annotated[str | None, typer.Option(metavar="DIR", help="Output directory (default: runs).")]
+Runtime = Annotated[str | None, typer.Option(metavar="local|ray|deploy", help="Where clients run.")]
+Device = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where tensors live.")]
+DataRoot = Annotated[str | None, typer.Option(metavar="DIR", help="Datasets; also FEDCL_DATA_ROOT.")]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="FILE.py", help="More strategies; repeatable.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Only JSON on standard output.")]
+RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of finished runs.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Federated continual learning of image representations."""
+    if version:
+        typer.echo(f"fedcl {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    seed: Seed = None,
+    out: Out = None,
+    device: Device = None,
+    runtime: Runtime = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare finetune with the default stack on real digit images, in about a minute."""
+    config = _config(None, [], seed=seed, out=out, runtime=runtime, device=device)
+    with crash_report(Path(config.output.dir)):
+        from .demo import demo as play
+        from .progress import make_progress
+
+        result = play(config, progress=make_progress(quiet, sys.stderr))
+    _print_json(result.summary) if as_json else typer.echo(result.text)
+
+
+@app.command()
+def run(
+    arguments: Arguments = None,
+    seed: Seed = None,
+    out: Out = None,
+    runtime: Runtime = None,
+    device: Device = None,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run one experiment."""
+    source, overrides = _split_arguments(arguments)
+    config = _config(source, overrides, seed, out, runtime, device, data_root, plugin)
+    with crash_report(_folder(config)):
+        from .progress import make_progress
+        from .run import execute
+
+        result = execute(config, progress=make_progress(quiet, sys.stderr))
+    _print_result(result, as_json)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of the interrupted run.")],
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Continue an interrupted run to the same final hashes."""
+    _load_plugins(plugin)
+    with crash_report(run_dir):
+        from .progress import make_progress
+        from .run import resume as go_on
+
+        result = go_on(run_dir, progress=make_progress(quiet, sys.stderr))
+    _print_result(result, as_json)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="KIND")],
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """List strategies, scenarios, partitions, encoders, datasets, presets or protocols."""
+    from .listing import KINDS, rows
+
+    if kind not in KINDS:
+        raise UsageError("KIND", kind, f"must be one of {', '.join(KINDS)}", KINDS)
+    _load_plugins(plugin)
+    found = rows(kind, data_root)
+    if as_json:
+        _print_json([row.as_object() for row in found])
+        return
+    names = [row.name + (f" ({', '.join(row.aliases)})" if row.aliases else "") for row in found]
+    widths = [max(map(len, column), default=0) for column in (names, [row.family for row in found])]
+    for name, row in zip(names, found, strict=True):
+        columns = [
+            f"{name:<{widths[0]}}",
+            *([f"{row.family:<{widths[1]}}"] if widths[1] else []),
+            row.summary,
+        ]
+        typer.echo("  ".join(columns).rstrip())
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Show the card of a strategy, scenario or partition."""
+    from .cards import card_object, render_card
+    from .listing import find_class
+
+    _load_plugins(plugin)
+    cls = find_class(name)
+    if as_json:
+        _print_json(card_object(cls))
+        return
+    from rich.console import Console
+
+    Console(file=sys.stdout, highlight=False).print(render_card(cls))
+
+
+@app.command()
+def split(
+    arguments: Arguments = None,
+    seed: Seed = None,
+    out: Out = None,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Show how a task's classes are split over the clients, as a table and a picture."""
+    source, overrides = _split_arguments(arguments)
+    config = _config(source, overrides, seed=seed, out=out, data_root=data_root, plugin=plugin)
+    from .quiet import quiet_libraries
+    from .run import build_split
+    from .split import draw_split, split_summary, split_table, split_warnings
+
+    with quiet_libraries(lambda record: None):
+        stream, parts, names = build_split(config)
+        # Beside the run folders: a run's own folder must be empty when it starts.
+        picture = _folder(config).with_name(f"split-seed-{config.seed}.png")
+        try:
+            picture.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                "output.dir", config.output.dir, f"cannot be written: {error.strerror}"
+            ) from error
+        draw_split(parts, stream, names, picture)
+    if as_json:
+        _print_json({**split_summary(parts, stream, names), "picture": str(picture)})
+    else:
+        typer.echo(split_table(parts, stream, names))
+        typer.echo(f"picture: {picture}")
+    for line in split_warnings(parts, stream, names):
+        typer.echo(f"fedcl: warning: {line}", err=True)
+
+
+@app.command()
+def plot(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="accuracy, matrix or forgetting.")],
+    run_dirs: RunDirs,
+) -> None:
+    """Draw one plot of each finished run into its folder."""
+    if kind not in PLOTS:
+        raise UsageError("KIND", kind, f"must be one of {', '.join(PLOTS)}", PLOTS)
+    from .plots import write_run_plots
+
+    for folder in run_dirs:
+        written = {path.name: path for path in write_run_plots(folder)}
+        typer.echo(str(written[PLOTS[kind]]))
+
+
+@app.command()
+def doctor(out: Out = None, data_root: DataRoot = None, as_json: Json = False) -> None:
+    """Show versions, device, data found and what is missing."""
+    from .config import Output
+    from .doctor import describe, examine
+
+    report = examine(data_root, Path(out or Output().dir))
+    _print_json(report) if as_json else typer.echo(describe(report))
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Runs one command and returns the exit code; errors become one line on standard error."""
+    try:
+        code = typer.main.get_command(app).main(list(arguments), prog_name="fedcl", standalone_mode=False)
+        sys.stdout.flush()
+    except FedclError as error:
+        return complain(str(error), error.exit_code)
+    except click.ClickException as error:
+        return complain(usage_text(error), UsageError.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return complain("interrupted", 130)
+    except BrokenPipeError:
+        # The interpreter flushes once more when it exits, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        return complain(stored(error, None), 1)
+    return code if isinstance(code, int) else 0
+
+
+def _split_arguments(arguments: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    given = list(arguments or [])
+    # A path with '=' in it has a slash or a dash before the sign, or is there.
+    first = given[0] if given else None
+    if first is None or (re.match(r"[A-Za-z_][\w.]*=", first) and not Path(first).is_file()):
+        return None, given
+    return first, given[1:]
+
+
+def _config(
+    source: str | None,
+    overrides: Sequence[str],
+    seed: int | None = None,
+    out: str | None = None,
+    runtime: str | None = None,
+    device: str | None = None,
+    data_root: str | None = None,
+    plugin: Sequence[str] | None = None,
+) -> Config:
+    """Settings from the command line; options stand for keys, so giving both is an error."""
+    from .config import load_config
+
+    keys = {
+        "seed": seed,
+        "output.dir": out,
+        "engine.runtime": runtime,
+        "engine.device": device,
+        "data.root": data_root,
+    }
+    loaded = _load_plugins(plugin)
+    pairs = [(key, value) for key, value in keys.items() if value is not None]
+    config = load_config(source, [*overrides, *pairs])
+    config.plugins += [path for path in loaded if path not in config.plugins]
+    if config.engine.runtime != "local":
+        raise UsageError("engine.runtime", config.engine.runtime, "only local is built yet")
+    return config
+
+
+def _load_plugins(files: Sequence[str] | None) -> list[str]:
+    if not files:
+        return []
+    from .registry import add_plugin
+
+    return [str(add_plugin(file).path) for file in files]
+
+
+def _folder(config: Config) -> Path:
+    return Path(config.output.dir) / config.name / f"seed-{config.seed}"
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_result(result: RunResult, as_json: bool) -> None:
+    if as_json:
+        _print_json(result.summary)
+        return
+    from .progress import percent, size
+
+    summary = result.summary
+    keys = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
+    rows = [(key.replace("_", " "), percent(summary.get(key))) for key in keys]
+    rows += [
+        (f"bytes {way}", size(summary[f"bytes_{way}"]))
+        for way in ("up", "down")
+        if summary.get(f"bytes_{way}")
+    ]
+    rows.append(("model sha256", str(summary.get("model_sha256"))[:16]))
+    rows.append(("results in", str(result.folder)))
+    for name, text in rows:
+        typer.echo(f"{name:<28}{text}")

@@ -1,0 +1,83 @@
+"""Fixtures of all tests: tiny real runs, and the literal federated loop they are compared with."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from fedcl.config import Config
+    from fedcl.run import RunResult
+
+TINY: dict[str, Any] = {
+    "data.name": "digits",
+    "data.limit": 12,
+    "data.validation": 0.0,
+    "data.augment": [],
+    "scenario.tasks": 2,
+    "partition.name": "dirichlet",
+    "partition.alpha": 1.0,
+    "partition.min_size": 1,
+    "model.name": "mlp",
+    "model.width": 8,
+    "model.depth": 1,
+    "federation.clients": 3,
+    "federation.rounds": 2,
+    "federation.epochs": 1,
+    "federation.batch_size": 8,
+    "optimiser.lr": 0.1,
+    "optimiser.momentum": 0.9,
+    "engine.device": "cpu",
+    "engine.dtype": "float64",
+    "engine.threads": 1,
+    "output.plots": False,
+}
+"""A run of a fraction of a second: 120 digits, two tasks of five classes, three unequal clients, two rounds."""
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Callable[[Mapping[str, Any]], Config]:
+    """``tiny_config({"strategy": ["fedprox"], "options.fedprox.mu": 1.0})``: settings of a tiny run in its own folder."""
+    from fedcl.config import load_config
+
+    folders = count()
+
+    def config(overrides: Mapping[str, Any]) -> Config:
+        place = {"output.dir": str(tmp_path / f"runs{next(folders)}")}
+        return load_config({"strategy": ["finetune"]}, {**TINY, **place, **overrides})
+
+    return config
+
+
+@pytest.fixture
+def tiny(tiny_config: Callable[[Mapping[str, Any]], Config]) -> Callable[[Mapping[str, Any]], RunResult]:
+    """``tiny(overrides)``: runs a tiny experiment and returns its result."""
+    from fedcl.run import run
+
+    return lambda overrides: run(tiny_config(overrides))
+
+
+def _helper(name: str) -> ModuleType:
+    # Tests are imported by path, so a module beside them has no importable name of its own.
+    path = Path(__file__).parent / "helpers" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"fedcl_test_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    if not hasattr(module, "__loaded__"):
+        spec.loader.exec_module(module)
+        module.__dict__["__loaded__"] = True
+    return module
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """``tests/helpers/oracle.py``: federated continual learning as plain loops in float64."""
+    return _helper("oracle")
