@@ -164,22 +164,15 @@ def build(config: settings.Config) -> Experiment:
     initial = initial_arrays(model, dtype)
     if config.init is not None:
         initial = started_from(config.init, initial)
-    initial = {n: placed(a, store.device, channels_last) for n, a in initial.items()}
+    initial = {n: a.to(store.device).contiguous() for n, a in initial.items()}
     node = Node(
         config=config, model=model.to(store.device), store=store, stack=stack, clients=ClientStore(Path(), 0),
         optimiser=make_optimiser(config.optimiser), class_order=stream.class_order,
         augmentations=parse_augmentations(config.data.augment), dtype=dtype, channels_last=channels_last,
-        parameters=tuple(parameter_names(model)), buffers=tuple(buffer_names(model)),
+        parameters=tuple(parameter_names(model)), buffers=tuple(buffer_names(model)), initial=initial,
     )  # fmt: skip
     warnings = () if any(s.centralised for s in stack) else tuple(split_warnings(split, stream, dataset.class_names))
     return Experiment(config, stream, split, node, test, initial, dataset.class_names, warnings, split_hash(stream, split))
-
-
-def placed(array: torch.Tensor, device: torch.device, channels_last: bool) -> torch.Tensor:
-    """An array on its device; kernels (out, in, h, w) in the memory format of the images."""
-    if channels_last and array.ndim == 4:
-        return array.to(device).contiguous(memory_format=torch.channels_last)
-    return array.to(device)
 
 
 def split_hash(stream: Stream, split: Split) -> str:

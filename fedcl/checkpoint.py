@@ -170,6 +170,19 @@ def load_newest(folder: Path, on_skip: Callable[[str], None]) -> Checkpoint | No
     return None
 
 
+def stored_metas(folder: Path) -> list[dict[str, Any]]:
+    """The ``meta`` of every checkpoint that :func:`load_newest` might fall back to, newest first.
+
+    What a checkpoint refers to elsewhere, such as client states, must stay as long as it is listed here.
+    Tensor files are not read, and a ``meta`` that cannot be read is left out.
+    """
+    metas: list[dict[str, Any]] = []
+    for _, _, path in _stored(folder):
+        with contextlib.suppress(Damaged, OSError):
+            metas.append(_load_body(path)["meta"])
+    return metas
+
+
 def remove_unfinished(folder: Path) -> int:
     """Removes what a crash left half written or half deleted; returns how many directories that were."""
     leftovers = list(folder.glob(f"{_UNFINISHED}*")) if folder.is_dir() else []
@@ -178,7 +191,7 @@ def remove_unfinished(folder: Path) -> int:
     return len(leftovers)
 
 
-def _load(index: int, path: Path) -> Checkpoint:
+def _load_body(path: Path) -> dict[str, Any]:
     try:
         stored = json.loads((path / _META).read_bytes())
         body = {name: stored[name] for name in ("format", "tensors_sha256", "meta")}
@@ -189,6 +202,11 @@ def _load(index: int, path: Path) -> Checkpoint:
         raise Damaged(f"format {body['format']!r} is not {FORMAT}, the one this version of fedcl reads")
     if _sha256_of(body) != expected:
         raise Damaged(f"{_META}: its checksum does not match")
+    return body
+
+
+def _load(index: int, path: Path) -> Checkpoint:
+    body = _load_body(path)
     data = (path / _TENSORS).read_bytes()
     if hashlib.sha256(data).hexdigest() != body["tensors_sha256"]:
         raise Damaged(f"{_TENSORS}: its checksum does not match")

@@ -323,4 +323,4 @@ def _print_result(result: RunResult, as_json: bool) -> None:
     rows.append(("model sha256", str(summary.get("model_sha256"))[:16]))
     rows.append(("results in", str(result.folder)))
     for name, text in rows:
-        typer.echo(f"{name:<28}{text}")
+        typer.echo(f"{name:<30}{text}")

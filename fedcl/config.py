@@ -6,6 +6,7 @@ what is allowed.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -260,5 +261,7 @@ def _override_layers(
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
                 raise UsageError(key, value, f"the section {part} is given as a whole too")
-        place[last] = value
+        if last in place:
+            raise UsageError(key, value, "its section is given in parts too")
+        place[last] = copy.deepcopy(value)
     yield from presets.below(values, Path.cwd(), search, (), COMMAND_LINE)

@@ -27,7 +27,7 @@ def crash_report(folder: Path) -> Iterator[None]:
 
 
 def stored(error: BaseException, folder: Path | None) -> str:
-    """Writes the traceback to ``folder/error.txt``, or to a temporary file, and returns the first cause in one line."""
+    """Writes the traceback to ``folder/error.txt`` or a temporary file; returns the first cause."""
     first = error
     while (
         cause := first.__cause__ or (None if first.__suppress_context__ else first.__context__)
@@ -56,5 +56,8 @@ def complain(text: str, code: int) -> int:
 def usage_text(error: click.ClickException) -> str:
     """What was wrong with a command line, in one line."""
     text = error.format_message()
+    if isinstance(error, click.exceptions.NoSuchCommand) and text.count("Did you mean") > 1:
+        # Click and typer both add a suggestion.
+        text = text[: text.rindex("Did you mean")].rstrip()
     context = getattr(error, "ctx", None)
     return f"{text} See '{context.command_path} --help'." if context else text

@@ -25,8 +25,8 @@ def examine(root: str | None, out: Path) -> dict[str, Any]:
         out: where runs would be written.
 
     Returns:
-        A JSON object; ``ok`` is false and ``problems`` is not empty when something required is broken. What is
-        optional and missing is in ``missing``.
+        A JSON object; ``ok`` is false and ``problems`` is not empty when something required is broken.
+        What is optional and missing is in ``missing``.
     """
     found = versions()
     problems = [f"{name} is not installed" for name in found if not found[name] and name not in EXTRAS]

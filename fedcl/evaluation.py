@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from .errors import Interrupted, RunFailed
-from .federation.call import below
-from .federation.node import PRIVATE
 from .strategy import Arrays, Predictor, Strategy
 from .training import NamedModels, blame
 
@@ -105,10 +103,9 @@ class Evaluator:
             hit[rows] = self.predict(self.predictor(arrays, strategies, known), store, rows) == labels[rows]
         for c in range(clients):
             if self.node.private:
-                own = below(self.node.clients.get(c, upto), PRIVATE)
+                own = self.node.private_arrays(self.node.clients.get(c, upto), len(known))
                 rows = np.unique(np.concatenate([task[c] for task in tests]))
-                model = {**arrays, **{n: a.to(store.device) for n, a in own.items()}}
-                hit[rows] = self.predict(self.predictor(model, strategies, known), store, rows) == labels[rows]
+                hit[rows] = self.predict(self.predictor({**arrays, **own}, strategies, known), store, rows) == labels[rows]
             for j, task in enumerate(tests):
                 correct[c][j] = int(hit[task[c]].sum())
         return {"correct": correct, "total": total}

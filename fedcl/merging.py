@@ -1,4 +1,4 @@
-"""Merges layers of settings into a dataclass, with errors that name the key, the value and what is allowed."""
+"""Merges layers of settings into the schema, with errors that name key, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def merge(schema: type[Config], stack: Sequence[Layer]) -> Config:
         config = OmegaConf.to_object(merged)
         assert isinstance(config, schema)
         config.options = {name: given for name, given in config.options.items() if given is not None}
-        _checked(schema, asdict(config), "")
+        _checked(schema, dataclasses.asdict(config), "")
     except UsageError as error:
         if where not in (COMMAND_LINE, _MERGED):
             error.args = (f"{str(error).rstrip('.')} (in {where}).",)

@@ -70,6 +70,12 @@ def find(source: str | Path, key: str, search: Sequence[Path] = ()) -> Path:
         UsageError: there is no such file and no such preset.
     """
     text, path = str(source), Path(source).expanduser()
+    kind = "protocols" if text.startswith("protocols/") or key == "protocol" else "presets"
+    known = {preset.name: preset.path for preset in presets(search, kind)}
+    name = text.removeprefix("protocols/")
+    # A preset's name never means a file or a folder that happens to lie in the current folder.
+    if name in known:
+        return known[name]
     if path.is_dir():
         resolved = path / "config.yaml"
         if resolved.is_file():
@@ -77,11 +83,6 @@ def find(source: str | Path, key: str, search: Sequence[Path] = ()) -> Path:
         raise UsageError(key, text, "is a folder; name a YAML file in it or a preset")
     if path.is_file():
         return path
-    kind = "protocols" if text.startswith("protocols/") or key == "protocol" else "presets"
-    known = {preset.name: preset.path for preset in presets(search, kind)}
-    name = text.removeprefix("protocols/")
-    if name in known:
-        return known[name]
     names = sorted(known)
     listed = f"; there is {', '.join(names)}" if names else "; no presets are installed"
     what = "protocol" if kind == "protocols" else "YAML file and no preset"
@@ -161,7 +162,6 @@ def parse(text: str, key: str, shown: str) -> dict[str, Any]:
 
 
 def _named(name: str, search: Sequence[Path]) -> Path:
-    # A preset's name never means a file that happens to lie in the current folder.
     kind = "protocols" if name.startswith("protocols/") else "presets"
     known = {preset.name: preset.path for preset in presets(search, kind)}
     if name.removeprefix("protocols/") not in known:

@@ -160,8 +160,9 @@ def counter_bits(seed: Tensor, tag: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def counter_uniform(seed: Tensor, tag: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform numbers in (0, 1), see :func:`counter_bits`; 24 bits, so never 0 or 1 in float32."""
-    return ((counter_bits(seed, tag, shape) >> 8).to(dtype) + 0.5) * 2.0**-24
+    """Uniform numbers in (0, 1), see :func:`counter_bits`; 24 bits."""
+    drawn = ((counter_bits(seed, tag, shape) >> 8).to(dtype) + 0.5) * 2.0**-24
+    return drawn.clamp(max=1.0 - torch.finfo(dtype).eps / 2)  # float32 rounds the largest of them up to 1
 
 
 def counter_normal(seed: Tensor, tag: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:

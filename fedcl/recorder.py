@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -201,7 +201,7 @@ class Recorder:
             [[ratio(c, n) for c, n in zip(step["correct"][k], step["total"][k], strict=True)] for step in found]
             for k in clients
         ]
-        return summarise_client_matrices(matrices, found[0]["total"])
+        return {n: asdict(s) for n, s in summarise_client_matrices(matrices, found[0]["total"]).items()}
 
     def stop(self, status: str, cause: str | None) -> None:
         """Says in the folder that the run did not end; nothing that was measured is changed into a number."""

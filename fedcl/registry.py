@@ -126,7 +126,7 @@ class Registry:
     def add_plugin(self, file: str | Path) -> Plugin:
         """Loads a plugin file and registers its strategies, scenarios and partitions.
 
-        Loading the same file again does nothing.
+        Loading the same file, or a copy of it, again does nothing.
 
         Raises:
             UsageError: no such file, it fails (type, message and line are named), it defines nothing, or a
@@ -138,6 +138,10 @@ class Registry:
         if path in self._plugins:
             return self._plugins[path]
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        # A run folder holds a copy of each plugin: resuming in the process that ran it loads nothing anew.
+        same = next((p for p in self._plugins.values() if (p.sha256, p.path.name) == (sha256, path.name)), None)
+        if same is not None:
+            return same
         # Two plugins may have the same file name in different folders.
         place = hashlib.sha256(str(path).encode()).hexdigest()[:8]
         name = f"fedcl_plugin_{re.sub(r'[^0-9A-Za-z]', '_', path.stem)}_{place}"

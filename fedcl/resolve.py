@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,9 @@ def _strategies(config: Config) -> tuple[Strategy, ...]:
         if owner is None:
             stack = ", ".join(config.strategy)
             allowed = f"{name} is not in the stack strategy=[{stack}]"
-            raise UsageError(key, options, allowed, [f"options.{s}" for s in config.strategy])
+            near = difflib.get_close_matches(name, [*config.strategy], n=1, cutoff=0.5)
+            hint = f"; did you mean 'options.{near[0]}'?" if near else ""
+            raise UsageError(key, options, allowed + hint)
         if owner in given:
             raise UsageError(key, options, f"{prefixes[owner]} gives options to the same strategy")
         given[owner], prefixes[owner] = options, key

@@ -217,7 +217,8 @@ def conduct(experiment: Experiment, folder: RunFolder, progress: Progress, start
         recorder.stop("interrupted", None)
         raise Interrupted(f"interrupted; go on with: fedcl resume {folder.path}") from None
     except Exception as error:
-        recorder.stop("failed", f"{type(error).__name__}: {error}")
+        with contextlib.suppress(RunFailed):  # a full disk: the first cause is worth more
+            recorder.stop("failed", f"{type(error).__name__}: {error}")
         raise
     finally:
         progress.finish()

@@ -38,7 +38,9 @@ def blame(strategy: Strategy, hook: str) -> Iterator[None]:
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         where = f" ({trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno})" if trace else ""
-        raise RunFailed(f"strategy {strategy.name!r} failed in {hook}: {type(error).__name__}: {error}{where}") from error
+        single = "more than 1 value per channel" in str(error)  # BatchNorm's own words
+        hint = "; a batch of one image cannot train BatchNorm: set federation.batch_min=2 or model.norm=group" if single else ""
+        raise RunFailed(f"strategy {strategy.name!r} failed in {hook}: {type(error).__name__}: {error}{where}{hint}") from error
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,9 @@ def total_loss(stack: Stack, step: Step, client: Client) -> dict[str, Tensor]:
     """The task loss and all terms of a step, by name; their sum is what is minimised."""
     owner = stack.owners["task_loss"]
     if owner is None:
-        terms = {"task": Strategy.task_loss(stack.strategies[0], narrowed(step, stack.strategies[0], {}, {}))}
+        first = stack.strategies[0]
+        with blame(first, "task_loss"):
+            terms = {"task": Strategy.task_loss(first, narrowed(step, first, {}, {}))}
     else:
         with blame(owner, "task_loss"):
             terms = {"task": owner.task_loss(narrowed(step, owner, client.down, client.state))}

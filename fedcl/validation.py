@@ -42,6 +42,7 @@ _AT_LEAST: dict[str, int] = {
     "partition.shards": 1,
     "partition.classes": 1,
     "model.width": 1,
+    "model.depth": 1,
     "model.projector_dim": 1,
     "federation.clients": 1,
     "federation.rounds": 1,

@@ -127,17 +127,21 @@ def _literal(choices: tuple[Any, ...], value: Any, key: str) -> Any:
 
 
 def _union(choices: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    others = [choice for choice in choices if choice is not type(None)]
+    or_null = ", or null" if len(others) < len(choices) else ""
+    refused: list[UsageError] = []
     # An exact match goes first, so that 3 stays an int under ``float | int``.
-    for choice in sorted(choices, key=lambda one: type(value) is not one):
+    for choice in sorted(others, key=lambda one: type(value) is not one):
         try:
             return coerce(choice, value, key)
-        except UsageError as refused:
-            error = refused
-    if len(choices) == 2 and type(None) in choices:
-        text = str(error.allowed)
-        raise UsageError(key, value, text if "null" in text else f"{text}, or null") from None
-    words = " or ".join(_WORDS.get(choice, type_text(choice)) for choice in choices)
-    raise UsageError(key, value, f"must be {words}")
+        except UsageError as error:
+            refused.append(error)
+    if len(refused) == 1:
+        raise UsageError(refused[0].key, refused[0].value, refused[0].allowed + or_null) from None
+    words = " or ".join(_WORDS.get(choice, type_text(choice)) for choice in others)
+    raise UsageError(key, value, f"must be {words}{or_null}")
 
 
 def _sequence(origin: type, arguments: tuple[Any, ...], value: Any, key: str) -> Any:

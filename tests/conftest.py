@@ -59,9 +59,10 @@ def tiny_config(tmp_path: Path) -> Callable[[Mapping[str, Any]], Config]:
 @pytest.fixture
 def tiny(tiny_config: Callable[[Mapping[str, Any]], Config]) -> Callable[[Mapping[str, Any]], RunResult]:
     """``tiny(overrides)``: runs a tiny experiment and returns its result."""
-    from fedcl.run import run
+    from fedcl.progress import QuietProgress
+    from fedcl.run import execute
 
-    return lambda overrides: run(tiny_config(overrides))
+    return lambda overrides: execute(tiny_config(overrides), progress=QuietProgress())
 
 
 def _helper(name: str) -> ModuleType:
@@ -81,3 +82,40 @@ def _helper(name: str) -> ModuleType:
 def oracle() -> ModuleType:
     """``tests/helpers/oracle.py``: federated continual learning as plain loops in float64."""
     return _helper("oracle")
+
+
+def _images(path: Path, classes: int, each: int) -> str:
+    """Writes ``each`` training images and one test image a class, 4x4 noise, and returns the path."""
+    import numpy as np
+
+    from fedcl import random as counter
+
+    def part(count: int, name: str) -> tuple[Any, Any]:
+        labels = np.repeat(np.arange(classes), count)
+        noise = counter.uniform(len(labels) * 16, 0, "images", name).reshape(-1, 4, 4)
+        return (noise * 155).astype(np.uint8) + (labels * (100 // classes)).astype(np.uint8)[:, None, None], labels
+
+    (train_x, train_y), (test_x, test_y) = part(each, "train"), part(1, "test")
+    np.savez(path, train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
+    return str(path)
+
+
+@pytest.fixture(
+    params=["one class", "one class a task", "one image a client", "empty clients", "batch of 1", "unseen classes"]
+)
+def hard(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """Settings of a run at the edge of what works; every strategy must get through."""
+    file = tmp_path / "hard.npz"
+    cases: dict[str, Callable[[], dict[str, Any]]] = {
+        "one class": lambda: {"data.name": _images(file, 1, 9), "scenario.tasks": 1},
+        "one class a task": lambda: {"data.name": _images(file, 2, 9), "partition.name": "iid"},
+        "one image a client": lambda: {"data.name": _images(file, 6, 1), "partition.name": "iid"},
+        "empty clients": lambda: {
+            "data.name": _images(file, 4, 2), "partition.min_size": 0, "federation.clients": 9,
+        },
+        "batch of 1": lambda: {"data.name": _images(file, 4, 3), "federation.batch_size": 1, "optimiser.lr": 0.01},
+        "unseen classes": lambda: {
+            "data.name": _images(file, 6, 4), "partition.name": "classes_per_client", "partition.classes": 1,
+        },
+    }  # fmt: skip
+    return cases[request.param]()

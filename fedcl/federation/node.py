@@ -37,6 +37,7 @@ class Node:
     Attributes:
         clients: the clients' state of record.
         class_order: original class ids in the order of positions.
+        initial: the model before the first task, from which private arrays start at every client.
         stop: asked between steps; true once the user wants to stop.
     """
 
@@ -52,6 +53,7 @@ class Node:
     channels_last: bool
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
+    initial: Arrays
     stop: Callable[[], bool] = field(default=lambda: False)
 
     @cached_property
@@ -62,8 +64,8 @@ class Node:
     def _sharing(self, name: str) -> str:
         if name in self._constant:
             return "frozen"
-        if name in self.buffers and self.config.model.batch_norm == "local":
-            return "private"
+        if name in self.buffers and self.config.model.batch_norm != "average":
+            return "private" if self.config.model.batch_norm == "local" else "frozen"
         for strategy in self.stack:
             with blame(strategy, "share"):
                 answer = strategy.share(name)
@@ -121,7 +123,7 @@ class Node:
         header, device = call.header, self.store.device
         stored = self.clients.get(client, header.sequence - 1)
         stored = {n: a.to(device) for n, a in stored.items()}
-        private = {n: self.grown(n, a, header.width, "initial") for n, a in below(stored, PRIVATE).items()}
+        private = self.private_arrays(stored, header.width)
         state = {s.name: self.grown_state(s, below(stored, f"{s.name}/"), header.width) for s in self.stack}
         received = {**call.model, **private}
         ids = call.ids[client].to(device)
@@ -129,11 +131,16 @@ class Node:
         mask = torch.zeros(header.width, dtype=torch.bool, device=device)
         return Client(
             client, header, ids, labels, received, call.down, state,
-            NamedModels(self, {"received": received, "stage:previous": call.previous}),
+            NamedModels(self, {"received": received, "stage:previous": {**call.previous, **private} if call.previous else {}}),
             mask.index_fill(0, torch.tensor(header.known, device=device), True),
             mask.index_fill(0, torch.tensor(header.new, dtype=torch.int64, device=device), True),
             torch.bincount(labels, minlength=header.width), self,
         )  # fmt: skip
+
+    def private_arrays(self, stored: Arrays, width: int) -> Arrays:
+        """A client's private arrays, from its stored state or at their start, for ``width`` classes."""
+        own = {n: self.initial[n] for n in self.private} | below(stored, PRIVATE)
+        return {n: self.grown(n, a.to(self.store.device), width, "initial") for n, a in own.items()}
 
     @cached_property
     def _class_axes(self) -> dict[str, int]:
@@ -162,7 +169,7 @@ class Node:
             flat |= prefixed(arrays, f"{name}/")
         source = client.received if trained is None else trained
         flat |= {f"{PRIVATE}{n}": source[n] for n in self.private}
-        if flat:
+        if flat or any(client.state.values()):  # an emptied state replaces the one before
             self.clients.put(client.id, sequence, flat)
 
     def handle(self, call: Call) -> Reply:

@@ -65,11 +65,13 @@ class Reducer:
 
     @staticmethod
     def _fold(name: str, entry: Entry, array: Tensor, weight: float) -> None:
+        if array.dtype != entry.dtype:
+            raise RunFailed(f"array {name!r} is {array.dtype} at one client, {entry.dtype} at another")
         if entry.rule == "stack":
+            _same_shape(name, entry.parts[0] if entry.parts else None, array)
             entry.parts.append(array)
             return
-        if entry.value is not None and entry.value.shape != array.shape:
-            raise RunFailed(f"array {name!r} has shape {tuple(array.shape)} at one client, {tuple(entry.value.shape)} at another")
+        _same_shape(name, entry.value, array)
         if entry.rule in _STREAMED:
             wide = torch.float64 if array.is_floating_point() or entry.rule != "sum" else torch.int64
             if entry.value is None:
@@ -99,9 +101,13 @@ class Reducer:
             entry = self._entries.get(name)
             if entry is None:
                 entry = self._entries[name] = Entry(self._rule(name), getattr(torch, fact["dtype"]))
+            if getattr(torch, fact["dtype"]) != entry.dtype:
+                raise RunFailed(f"array {name!r} is {fact['dtype']} at one client, {entry.dtype} at another")
             if entry.rule == "stack":
-                entry.parts.extend(arrays[f"{name}#{i}"] for i in range(fact["parts"]))
+                for i in range(fact["parts"]):
+                    self._fold(name, entry, arrays[f"{name}#{i}"], 1.0)
             elif entry.rule in _STREAMED:
+                _same_shape(name, entry.value, arrays[name])
                 entry.value = arrays[name] if entry.value is None else entry.value + arrays[name]
                 entry.weight += fact["weight"]
             else:
@@ -135,3 +141,8 @@ class Reducer:
     def stacked(self, name: str) -> list[Tensor]:
         """The single clients' arrays of a name with the rule ``stack``, in client order."""
         return self._entries[name].parts
+
+
+def _same_shape(name: str, one: Tensor | None, other: Tensor) -> None:
+    if one is not None and one.shape != other.shape:
+        raise RunFailed(f"array {name!r} has shape {tuple(other.shape)} at one client, {tuple(one.shape)} at another")

@@ -69,16 +69,23 @@ class State:
         """Everything but tensors, JSON-able."""
         return {
             "task": self.task, "round": self.round, "sequence": self.sequence, "version": self.version,
-            "meter": self.meter, "records": self.records, "wall_seconds": self.wall_seconds,
+            "meter": self.meter, "records": self.records, "wall_seconds": self.wall_seconds, "same": self.same(),
         }  # fmt: skip
+
+    def same(self) -> dict[str, str]:
+        """Names of arrays that are the very tensor of an earlier name: in one message they are charged once."""
+        first: dict[int, str] = {}
+        return {n: first[id(a)] for n, a in self.arrays().items() if first.setdefault(id(a), n) != n}
 
     @classmethod
     def restore(cls, flat: Arrays, meta: dict[str, Any], strategies: Sequence[Strategy]) -> State:
         """The inverse of :meth:`arrays` and :meth:`meta`."""
+        plain = {n: v for n, v in meta.items() if n != "same"}
+        flat = flat | {n: flat[first] for n, first in meta["same"].items()}
         states = {s.name: below(flat, f"strategy/{s.name}/") for s in strategies}
         return cls(
             model=below(flat, "model/"), evaluated=below(flat, "evaluated/"), previous=below(flat, "previous/"),
-            strategies=states, **meta,
+            strategies=states, **plain,
         )  # fmt: skip
 
 
@@ -198,13 +205,15 @@ class Federation:
     def train_round(self, state: State) -> tuple[State, dict[str, Any]]:
         """One default round: broadcast, local training, reduction, aggregation."""
         cohort = self.cohort(state.task, state.round)
+        up_before, down_before = self.meter.up, self.meter.down
         down: dict[str, Broadcast] = {}
         for strategy in self.stack:
             with blame(strategy, "broadcast"):
-                sent = strategy.broadcast(View(self, state, strategy))
+                view = View(self, state, strategy)
+                sent = strategy.broadcast(view)
+            state = view.current
             if sent.arrays:
                 down[strategy.name] = sent
-        up_before, down_before = self.meter.up, self.meter.down
         needs_previous = any(s.needs_previous for s in self.stack)
         reducer, measured, state = self.call(
             state, "train", cohort, down, self.node.train_rules(), previous=needs_previous
@@ -246,7 +255,7 @@ class Federation:
                 raise RunFailed(f"the new global model's {name!r} has another shape or name than before")
         if not all(bool(torch.isfinite(a).all()) for a in model.values() if a.is_floating_point()):
             raise RunFailed(f"the global model is not finite after task {state.task + 1}, round {state.round + 1}")
-        model = {n: model[n].to(a.dtype) for n, a in state.model.items()}
+        model = {n: model[n].to(a.dtype).contiguous() for n, a in state.model.items()}
         return replace(state, model=model, version=state.version + 1)
 
     def finish_task(self, state: State) -> State:
@@ -257,7 +266,8 @@ class Federation:
                 view = View(self, state, strategy)
                 finished, new = strategy.finish_task(view)
             state = view.done(finished.arrays, new)
-            evaluated = evaluated if finished.evaluate is None else finished.evaluate
+            if finished.evaluate is not None:
+                evaluated = {n: a.contiguous() for n, a in finished.evaluate.items()}
         keeps = any(s.needs_previous for s in self.stack)
         return replace(state, evaluated=evaluated, previous=dict(state.model) if keeps else {})
 
@@ -278,7 +288,7 @@ class Federation:
             function, sorted(clients), task, state.round, federation.rounds, self.stream.num_tasks, sequence,
             self.width(task), list(self.stream.known(task)), list(self.stream.stages[task].classes),
         )  # fmt: skip
-        old = state.previous if previous else {}
+        old = {n: a for n, a in state.previous.items() if self.node.sharing[n] != "private"} if previous else {}
         rows = {c: torch.from_numpy(np.asarray(self.split.train[task][c])) for c in header.clients}
         shared = {n: a for n, a in state.model.items() if self.node.sharing[n] != "private"}
         call = Call(header, shared, old, {n: b.arrays for n, b in down.items()}, rows)
@@ -369,7 +379,9 @@ class View:
     def done(self, model: Arrays, state: Arrays) -> State:
         """The server's state after a hook that returned a model and the strategy's state."""
         new = self.current if model is self.current.model else self.federation.changed(self.current, model)
-        return replace(new, strategies={**new.strategies, self.strategy.name: state})
+        # Contiguous, as a checkpoint gives it back: the order of a sum depends on the layout.
+        own = {n: a.contiguous() for n, a in state.items()}
+        return replace(new, strategies={**new.strategies, self.strategy.name: own})
 
 
 def merge_measured(total: dict[str, Any], part: dict[str, Any]) -> None:

@@ -49,9 +49,7 @@ class ClientStore:
         self._memory: OrderedDict[Path, bytes] = OrderedDict()
         self._held = 0
         self._written: dict[int, Path] = {}  # since the last sync
-        self._grown: set[int] | None = (
-            None  # clients put since the last prune; None: any client may have old states
-        )
+        self._grown: set[int] | None = None  # clients that may have old states; None: any may
 
     def get(self, client: int, upto: int) -> dict[str, Tensor]:
         """The client's newest state whose sequence number is at most ``upto``; {} if there is none.
@@ -138,19 +136,23 @@ class ClientStore:
         """Removes states that neither a kept checkpoint nor the run in progress can ask for.
 
         What stays of a client is its newest state and, for each kept checkpoint, the newest one not after
-        it. Only clients that were put since the last call are visited, all of them the first time.
+        it. Only clients that were put since the last call, or had several left, are visited; all of them the
+        first time.
 
         Args:
             upto_sequences_kept: the sequence numbers of the checkpoints that are kept.
         """
         bounds = list(upto_sequences_kept)
-        for client in list(self.clients()) if self._grown is None else sorted(self._grown):
+        visited = list(self.clients()) if self._grown is None else sorted(self._grown)
+        self._grown = set()
+        for client in visited:
             numbers = self._sequences(client)
-            kept = {max((n for n in numbers if n <= bound), default=-1) for bound in bounds}
-            for number in numbers[:-1]:
+            kept = {max((n for n in numbers if n <= bound), default=-1) for bound in bounds} | {*numbers[-1:]}
+            for number in numbers:
                 if number not in kept:
                     self._remove(self._path(client, number))
-        self._grown = {client for client in self._grown or () if len(self._sequences(client)) > 1}
+            if len(kept.intersection(numbers)) > 1:  # a later call may find the older ones superfluous
+                self._grown.add(client)
 
     def _path(self, client: int, sequence: int) -> Path:
         return self._folder_of(client) / f"s{sequence:08d}.safetensors"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedcl.cards import Card, option
+from fedcl.errors import UsageError
 from fedcl.losses import cross_entropy, tempered_kl
 from fedcl.strategy import Arrays, Finished, Server, Step, Strategy
+
+if TYPE_CHECKING:
+    from fedcl.config import Config
+    from fedcl.stream import Split, Stream
 
 
 def align(weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -52,7 +58,7 @@ class WeightAligning(Strategy):
   year = {2020}
 }""",
         certainty="Alignment and loss read in PyCIL. That the paper keeps the head's weights non-negative during training is from "
-        "memory; PyCIL leaves it out (`clip=false`).",
+        "memory; PyCIL leaves it out (`clip=false`), and the factor T^2 of the distillation too (`squared=false`).",
         server_state="the global model of the previous task's end",
         cost="The alignment costs nothing and sends nothing; the loss one more forward pass a step.",
         notes="Fills the task loss with (1 - lambda) CE + lambda KD, lambda = old / seen classes, unless another strategy of the stack "
@@ -63,11 +69,20 @@ class WeightAligning(Strategy):
     @dataclass(frozen=True)
     class Options:
         temperature: float = option(2.0, "temperature of the distillation")
+        squared: bool = option(True, "the distillation is multiplied by T^2; PyCIL's code does not")
         clip: bool = option(True, "head weights are kept at or above 0 after each step")
 
         def __post_init__(self) -> None:
             if not 0 < self.temperature < float("inf"):
                 raise ValueError(f"temperature must be above 0, not {self.temperature}")
+
+    def check(self, config: Config, stream: Stream, split: Split) -> None:
+        if config.model.head != "linear":
+            raise UsageError("model.head", config.model.head, f"linear: {self.name} scales the rows of a linear head")
+        empty = next((s.index for s in stream.stages if not s.classes), None)
+        if empty is not None:
+            allowed = f"task {empty + 1} of this stream has no new class, {self.name} needs some in each"
+            raise UsageError("strategy", self.name, allowed)
 
     # client
 
@@ -76,19 +91,22 @@ class WeightAligning(Strategy):
         if step.task == 0:
             return loss
         old = step.known & ~step.new
-        share = old.sum() / step.known.sum()
+        share = old.sum().to(loss.dtype) / step.known.sum()
         teacher = step.forward(step.x, "stage:previous").logits
-        return (1 - share) * loss + share * tempered_kl(step.output.logits, teacher, old, self.options.temperature)
+        divergence = tempered_kl(step.output.logits, teacher, old, self.options.temperature)
+        if not self.options.squared:
+            divergence = divergence / self.options.temperature**2
+        return (1 - share) * loss + share * divergence
 
     def after_step(self, step: Step, params: Arrays) -> Arrays:
-        if not self.options.clip or "head.weight" not in params:
+        if not self.options.clip:
             return params
         return {**params, "head.weight": params["head.weight"].clamp(min=0)}
 
     # server
 
     def finish_task(self, server: Server) -> tuple[Finished, Arrays]:
-        if server.task == 0 or "head.weight" not in server.arrays:
+        if server.task == 0:
             return Finished(server.arrays), server.state
         old = server.known & ~server.new
         aligned = align(server.arrays["head.weight"], old, server.new)

@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 
 from fedcl.cards import Card, option
 from fedcl.losses import cross_entropy, quadratic
-from fedcl.models.arrays import parameter_names
+from fedcl.models.arrays import class_axes, parameter_names
 from fedcl.strategy import Arrays, Broadcast, ClientContext, Finished, Server, Step, Strategy
 
 from ..federated.finetune import new_or_known
@@ -36,14 +36,16 @@ class FedEWC(Strategy):
   journal = {PNAS},
   year = {2017}
 }""",
-        certainty="Penalty certain. Weight 1000, cap 1e-4 and the running mean over tasks are those of PyCIL and of TARGET's code. "
-        "Federated: anchor is the global model, the Fisher information a mean over clients by images.",
+        certainty="Penalty certain. Weight 1000, cap 1e-4 and the running mean over tasks (rows of new classes enter it in full) are "
+        "those of PyCIL and of TARGET's code. Federated: anchor is the global model, the Fisher information a mean over clients "
+        "by images.",
         leaves_client=(("fisher", "as the parameters", "weighted_mean", "end of a task"),),
         server_state="Fisher information and anchor, two models",
         cost="One pass with a gradient per image at the end of a task; two models down per client and task.",
         deviations="TARGET's released code evaluates the penalty on the server's network, where it has no gradient; only the "
         "working form is offered. `fisher=batch` gives its squared batch gradients.",
-        notes="New rows of the head have Fisher information 0: they are free.",
+        notes="New rows of the head have Fisher information 0: they are free. After a task without new classes the running mean "
+        "gives every task the same weight, where the published share of old classes would ignore the new task.",
     )
 
     @dataclass(frozen=True)
@@ -84,15 +86,16 @@ class FedEWC(Strategy):
         one = vmap(grad(lambda p, x, y: loss(p, x[None], y[None])), in_dims=(None, 0, 0))
         total = {n: torch.zeros_like(p) for n, p in params.items()}
         terms = 0
-        for ids in ctx.ids.split(32):
-            for x, y in ctx.batches(ids):
-                if self.options.fisher == "sample":
-                    squares = {n: g.square().sum(dim=0) for n, g in one(params, x, y).items()}
-                    terms += len(y)
-                else:
-                    squares = {n: g.square() for n, g in grad(loss)(params, x, y).items()}
-                    terms += 1
-                total = {n: t + squares[n] for n, t in total.items()}
+        # Single images give the same sums in parts of any size; batches are those of training.
+        for ids in ctx.ids.split(ctx.batch_size if self.options.fisher == "batch" else 32):
+            x, y = ctx.store.batch(ids, next(iter(params.values())).dtype), ctx.store.label_tensor[ids]
+            if self.options.fisher == "sample":
+                squares = {n: g.square().sum(dim=0) for n, g in one(params, x, y).items()}
+                terms += len(y)
+            else:
+                squares = {n: g.square() for n, g in grad(loss)(params, x, y).items()}
+                terms += 1
+            total = {n: t + squares[n] for n, t in total.items()}
         return {f"fisher/{n}": (t / max(terms, 1)).clamp(max=self.options.cap) for n, t in total.items()}, ctx.state
 
     # server
@@ -104,8 +107,18 @@ class FedEWC(Strategy):
         found = server.exchange(self.information)
         if not found:
             return Finished(server.arrays), server.state
-        old, seen = int((server.known & ~server.new).sum()), int(server.known.sum())
-        share = old / seen
-        fisher = {n: share * server.state[n] + (1 - share) * f if n in server.state else f for n, f in found.items()}
+        fisher = {n: self.running_mean(server, n, f) for n, f in found.items()}
         anchor = {f"anchor/{n.removeprefix('fisher/')}": server.arrays[n.removeprefix("fisher/")] for n in found}
         return Finished(server.arrays), fisher | anchor
+
+    def running_mean(self, server: Server, name: str, found: Tensor) -> Tensor:
+        """``a F_old + (1 - a) F_new`` with a = old / seen classes; the head's rows of new classes are F_new alone."""
+        if name not in server.state:
+            return found
+        old, seen = int((server.known & ~server.new).sum()), int(server.known.sum())
+        share = old / seen if old < seen else server.task / (server.task + 1)
+        mean = share * server.state[name] + (1 - share) * found
+        axis = class_axes(server.model).get(name.removeprefix("fisher/"))
+        if axis is None:
+            return mean
+        return torch.where(server.new.view([-1 if a == axis else 1 for a in range(found.dim())]), found, mean)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedcl import random as counter
 from fedcl.bridges.flower import FlowerAggregator
 from fedcl.cards import Card, option
 from fedcl.strategy import Arrays, Server, Strategy
@@ -26,11 +28,30 @@ class FlowerStrategy(Strategy):
         return FlowerAggregator(self.flower_name, asdict(self.options), prefix=f"options.{self.name}")
 
     def check(self, config: Config, stream: Stream, split: Split) -> None:
-        self.adapter().check_cohort(max(1, round(config.federation.participation * split.clients)))
+        sizes = [size for size in cohort_sizes(config, split) if size]
+        self.adapter().check_cohort(min(sizes, default=split.clients))
 
     def aggregate(self, server: Server, models: list[Arrays], weights: list[float]) -> tuple[Arrays, Arrays]:
         current = {n: server.arrays[n] for n in models[0]}
         return self.adapter().aggregate(current, models, weights, server.state, server.rounds_done + 1)
+
+
+def cohort_sizes(config: Config, split: Split) -> Iterator[int]:
+    """How many clients of each round's cohort can train: those with a batch of at least the smallest allowed size.
+
+    Clients without one upload nothing, so a rule that needs a number of models has to know them before the run.
+    """
+    federation = config.federation
+    least = max(federation.batch_min, federation.batch_size if federation.drop_last else 1)
+    drawn = max(1, round(federation.participation * split.clients))
+    for task, rows in enumerate(split.train):
+        trains = [len(ids) >= least for ids in rows]
+        if drawn == split.clients:
+            yield sum(trains)
+            continue
+        for round_ in range(federation.rounds):
+            cohort = counter.sample(split.clients, drawn, config.seed, "cohort", task, round_)
+            yield sum(trains[client] for client in cohort)
 
 
 def _card(title: str, authors: str, venue: str, year: int, key: str, state: str, notes: str = "") -> Card:

@@ -20,7 +20,11 @@ def by_hand(name: str, dtype: str, shape: tuple[int, ...], data: bytes) -> bytes
 
 
 def test_encoding_is_the_documented_one() -> None:
-    arrays = {"é": torch.tensor(True), "a": torch.tensor([[1.5, -2.0]]), "b": torch.zeros(0, 3, dtype=torch.int64)}
+    arrays = {
+        "é": torch.tensor(True),
+        "a": torch.tensor([[1.5, -2.0]]),
+        "b": torch.zeros(0, 3, dtype=torch.int64),
+    }
     expected = count(3)
     expected += by_hand("a", "float32", (1, 2), struct.pack("<2f", 1.5, -2.0))
     expected += by_hand("b", "int64", (0, 3), b"")

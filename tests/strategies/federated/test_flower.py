@@ -1,0 +1,235 @@
+"""Flower's strategies through the engine: whole runs, from one client to twenty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedcl.build import build
+from fedcl.checkpoint import load_newest
+from fedcl.config import Config
+from fedcl.errors import Interrupted, UsageError
+from fedcl.progress import QuietProgress
+from fedcl.run import RunResult, execute, resume
+from fedcl.strategies.federated.flower import ALL, cohort_sizes
+
+Configure = Callable[[Mapping[str, Any]], Config]
+Run = Callable[[Mapping[str, Any]], RunResult]
+
+NAMES = [cls.name for cls in ALL]
+GROWING = {
+    "scenario.base": 1, "scenario.increment": 7, "model.norm": "batch", "federation.rounds": 2,
+    "federation.batch_min": 2,
+}  # fmt: skip
+"""Three tasks of 1, 7 and 2 classes, on a network with BatchNorm, which a batch of one image cannot train."""
+MANY = {"federation.clients": 20, "partition.min_size": 0, "partition.alpha": 0.3, "data.limit": 12}
+"""Twenty clients on few images: some hold none."""
+
+
+def plain(client: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
+    """The weighted mean of models."""
+    return {
+        n: sum(w * c[n] for w, c in zip(weights, client, strict=True)) / sum(weights)  # type: ignore[misc]
+        for n in client[0]
+    }
+
+
+def sound(model: dict[str, Tensor]) -> None:
+    """Finite, and a variance is not negative."""
+    assert all(bool(torch.isfinite(a).all()) for a in model.values())
+    variances = [a for n, a in model.items() if n.endswith("running_var")]
+    assert variances
+    assert all(bool((a >= 0).all()) for a in variances)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("clients", [1, 2, 20])
+def test_three_growing_tasks_with_batch_norm(tiny: Run, oracle: ModuleType, name: str, clients: int) -> None:
+    how = MANY if clients == 20 else {"federation.clients": clients, "partition.min_size": 0}
+    overrides = {"strategy": [name], **GROWING, **how}
+    if name == "bulyan" and clients < 20:
+        with pytest.raises(UsageError, match="bulyan"):
+            tiny(overrides)
+        return
+    result = tiny(overrides)
+    model = oracle.final(result)
+    sound(model)
+    assert model["head.weight"].shape[0] == 10
+    assert all(value is not None for value in result.matrix[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_part_of_the_clients_in_each_round(tiny: Run, oracle: ModuleType, name: str) -> None:
+    sound(oracle.final(tiny({"strategy": [name], **GROWING, **MANY, "federation.participation": 0.5})))
+
+
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+def test_flowers_fedavg_is_finetune(tiny: Run, oracle: ModuleType, weighting: str) -> None:
+    how = {**GROWING, **MANY, "federation.participation": 0.4, "federation.weighting": weighting}
+    flower, ours = (oracle.final(tiny({"strategy": [s], **how})) for s in ("flower_fedavg", "finetune"))
+    assert oracle.distance(flower, ours) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["fedmedian", "fedtrimmedavg", "krum", "fedadam", "fedyogi", "flower_fedavg"])
+def test_one_round_is_the_rule_on_the_clients_models(
+    tiny_config: Configure, oracle: ModuleType, name: str
+) -> None:
+    from fedcl.run import run
+
+    config = tiny_config(
+        {
+            "strategy": [name], "scenario.tasks": 1, "federation.rounds": 1, "federation.clients": 5,
+            "data.limit": 12, **({"options.fedtrimmedavg.beta": 0.2} if name == "fedtrimmedavg" else {}),
+        }
+    )  # fmt: skip
+    world = oracle.World.of(config)
+    start = oracle.grown(world.start, world, 10)
+    method = oracle.Method(lambda w, x, y, local: oracle.cross_entropy(oracle.logits(w, x), y, local.known))
+    local = oracle.Local(world, 0, start, None, {})
+    models = [oracle.train(k, 0, local, method) for k in range(5)]
+    weights = [float(len(world.held[0][k])) for k in range(5)]
+    stacked = {n: torch.stack([m[n] for m in models]) for n in start}
+    mean = plain(models, weights)
+    if name == "flower_fedavg":
+        expected = mean
+    elif name == "fedmedian":
+        expected = {n: a.sort(dim=0).values[2] for n, a in stacked.items()}
+    elif name == "fedtrimmedavg":
+        expected = {n: a.sort(dim=0).values[1:-1].mean(dim=0) for n, a in stacked.items()}
+    elif name == "krum":
+        flat = torch.stack([torch.cat([m[n].flatten() for n in start]) for m in models])
+        gaps = [sorted(float((a - b).square().sum()) for b in flat) for a in flat]
+        scores = [sum(row[1 : 1 + 5 - 0 - 2]) for row in gaps]  # the n - f - 2 nearest others
+        expected = models[scores.index(min(scores))]
+    else:
+        step = {n: mean[n] - start[n] for n in start}
+        first = {n: 0.1 * d for n, d in step.items()}
+        second = {n: (1 - 0.99) * d.square() for n, d in step.items()}  # Yogi's too, from v = 0
+        eta = 0.1 if name == "fedadam" else 0.01
+        # Flower corrects Adam's bias in the rate, with t = 2 in the first round.
+        scale = (1 - 0.99**2) ** 0.5 / (1 - 0.9**2) if name == "fedadam" else scale
+        expected = {n: start[n] + eta * scale * first[n] / (second[n].sqrt() + 1e-3) for n in start}
+    assert oracle.distance(oracle.final(run(config)), expected) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi"])
+def test_moments_grow_with_the_head_and_are_saved(tiny: Run, name: str) -> None:
+    result = tiny({"strategy": [name], **GROWING})
+    found = load_newest(result.folder / "checkpoints", lambda text: None)
+    assert found is not None
+    for moment in ("m_t", "v_t"):
+        assert found.arrays[f"strategy/{name}/{moment}/head.weight"].shape == (10, 8)
+    assert not any("running" in n for n in found.arrays if n.startswith("strategy/"))
+
+
+class StopAt(QuietProgress):
+    """Presses Ctrl-C after a number of rounds."""
+
+    def __init__(self, rounds: int) -> None:
+        self.left = rounds
+
+    def round(self, task: int, round: int, standing: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resumed_run_ends_the_same(tiny_config: Configure, name: str) -> None:
+    overrides = {"strategy": [name], **GROWING, "federation.clients": 7, "partition.min_size": 0, "partition.alpha": 5.0}
+    whole = execute(tiny_config(overrides), progress=QuietProgress())
+    config = tiny_config(overrides)
+    with pytest.raises(Interrupted):
+        execute(config, progress=StopAt(3))  # in the middle of the second task
+    (folder,) = Path(config.output.dir).glob("*/seed-*")
+    again = resume(folder, progress=QuietProgress())
+    assert again.summary["model_sha256"] == whole.summary["model_sha256"]
+    assert again.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert again.matrix == whole.matrix
+
+
+@pytest.mark.parametrize(
+    ("name", "malicious", "clients"), [("krum", 1, 4), ("bulyan", 0, 2), ("bulyan", 1, 6), ("krum", 2, 6)]
+)
+def test_too_few_clients_are_refused_before_anything_runs(
+    tiny_config: Configure, name: str, malicious: int, clients: int
+) -> None:
+    few = {"strategy": [name], f"options.{name}.num_malicious_nodes": malicious, "federation.clients": clients}
+    config = tiny_config(few)
+    with pytest.raises(UsageError, match=f"options.{name}.num_malicious_nodes") as caught:
+        execute(config, progress=QuietProgress())
+    assert "\n" not in str(caught.value)
+    assert not Path(config.output.dir).exists()
+    enough = {**few, "federation.clients": clients + 1, "federation.rounds": 1}
+    assert execute(tiny_config(enough), progress=QuietProgress()).summary["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"partition.alpha": 0.05, "partition.min_size": 0, "federation.clients": 8},  # clients without images
+        {"federation.clients": 6, "federation.participation": 0.5},  # cohorts of three
+        {"federation.clients": 7, "federation.drop_last": True},  # too few for a batch
+    ],
+    ids=["empty clients", "participation", "idle clients"],
+)
+def test_clients_that_cannot_train_do_not_count(tiny_config: Configure, how: dict[str, Any]) -> None:
+    config = tiny_config({"strategy": ["bulyan"], "options.bulyan.num_malicious_nodes": 1, **how})
+    with pytest.raises(UsageError, match=r"options\.bulyan\.num_malicious_nodes"):
+        execute(config, progress=QuietProgress())
+    assert not Path(config.output.dir).exists()
+
+
+def test_cohorts_are_counted_as_the_server_draws_them(tiny_config: Configure) -> None:
+    config = tiny_config({**MANY, "federation.participation": 0.3, "federation.batch_min": 2, "scenario.tasks": 3})
+    result = execute(config, progress=QuietProgress())
+    events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
+    rounds = [e for e in events if e["event"] == "round"]
+    counted = [e["clients"] - len(e["empty_clients"]) - len(e["idle_clients"]) for e in rounds]
+    assert list(cohort_sizes(config, build(config).split)) == counted
+    assert len(set(counted)) > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "odd",
+    [{"federation.batch_size": 1}, {"data.limit": 1, "partition.name": "iid", "scenario.tasks": 1}],
+    ids=["batch of one", "one sample a class"],
+)
+def test_odd_input(tiny: Run, oracle: ModuleType, name: str, odd: dict[str, Any]) -> None:
+    result = tiny({"strategy": [name], "federation.rounds": 1, **odd})
+    assert all(bool(torch.isfinite(a).all()) for a in oracle.final(result).values())
+
+
+def test_a_task_whose_cohorts_hold_nothing_leaves_the_model(tiny: Run, oracle: ModuleType) -> None:
+    # One class a task and an image of it: only one client of twelve has anything to train on.
+    nothing = {"data.limit": 1, "federation.clients": 12, "partition.min_size": 0, "federation.participation": 0.09}
+    result = tiny({"strategy": ["fedadam"], "scenario.tasks": 10, "federation.rounds": 1, **nothing})
+    assert result.summary["empty_rounds"] > 0
+    assert all(bool(torch.isfinite(a).all()) for a in oracle.final(result).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("fedadam", "eta", 0.0),
+        ("fedadam", "beta_1", 1.0),
+        ("fedyogi", "tau", -1.0),
+        ("fedtrimmedavg", "beta", 0.5),
+        ("krum", "num_malicious_nodes", -1),
+        ("bulyan", "num_malicious_nodes", 0.5),
+        ("fedmedian", "beta", 0.1),
+    ],
+)
+def test_wrong_options(tiny: Run, name: str, key: str, value: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        tiny({"strategy": [name], f"options.{name}.{key}": value})
+    assert "\n" not in str(caught.value)
+    assert f"options.{name}" in str(caught.value)
