@@ -38,7 +38,7 @@ lint: $(DEV_STAMP)
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)/fedcl
 	@ln -s $(CURDIR)/fedcl/* $(CURDIR)/strategies $(CURDIR)/scenarios $(CURDIR)/experiments $(TYPES)/fedcl/
 	@failed=0; \
-	$(BIN)/python -m ruff check . || failed=1; \
+	$(BIN)/python -m ruff check --output-format concise . || failed=1; \
 	$(BIN)/python -m ruff format --check . || failed=1; \
 	(cd $(TYPES) && $(abspath $(BIN))/python -m mypy --config-file $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/.mypy_cache -p fedcl) >$(TYPES).log || failed=1; \

@@ -107,6 +107,8 @@ def load_stream(config: settings.Config, resolved: Resolved, device: str) -> tup
     dataset = scenario.dataset(config.scenario, config.seed) or load_dataset(config.data, device)
     labels = DatasetLabels(dataset.train.labels, dataset.test.labels, dataset.num_classes, dataset.class_names)
     stream = scenario.build(labels, config.scenario, config.data.validation, config.seed)
+    if config.scenario.first is not None:
+        stream = replace(stream, stages=stream.stages[: config.scenario.first])
     split = partition_stream(stream, resolved.partition(), config.partition, config.federation.clients, config.seed)
     rows: list[list[Any]] = [list(task) for task in split.train]
     arranged = rows

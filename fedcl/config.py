@@ -49,6 +49,7 @@ class Scenario:
     tasks: int = 5
     base: int | None = None  # classes of the first task ("B50-Inc10": base=50, increment=10)
     increment: int | None = None  # classes of each later task
+    first: int | None = None  # run only the first tasks of the stream
     order: str = "random"  # random | natural | seed1993 | given
     classes: list[int] = field(default_factory=list)  # the class order when order=given
     benchmark: str | None = None  # dotted name of a function that returns an Avalanche benchmark

@@ -13,7 +13,8 @@ __all__ = ["cross_entropy", "distillation", "proximal", "quadratic", "supervised
 def distillation(student: Tensor, teacher: Tensor, classes: Tensor, temperature: float = 2.0) -> Tensor:
     """Soft cross entropy between tempered softmaxes over ``classes`` (Hinton et al. 2015).
 
-    ``-mean_i sum_c softmax(t_i / T)_c log softmax(s_i / T)_c``; no factor ``T^2``, both softmaxes over ``classes`` only.
+    ``-mean_i sum_c softmax(t_i / T)_c log softmax(s_i / T)_c``; no factor ``T^2``, both softmaxes over
+    ``classes`` only.
 
     Args:
         student: (B, C) logits.
@@ -70,9 +71,10 @@ def quadratic(params: Arrays, anchor: Arrays, importance: Arrays) -> Tensor:
 def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
     """SupCon, the form with the sum outside of the logarithm (Khosla et al. 2020, equation 2).
 
-    Mean over anchors i with a positive of ``-1/|P(i)| sum_{p in P(i)} log( exp(s_ip / T) / sum_{a != i} exp(s_ia / T) )``,
-    s the cosine. Positives stand in the denominator, so a batch of one class still has a gradient; anchors without a
-    positive are left out, and a batch without any positive gives exactly 0.
+    Mean over anchors i with a positive of
+    ``-1/|P(i)| sum_{p in P(i)} log( exp(s_ip / T) / sum_{a != i} exp(s_ia / T) )``, s the cosine. Positives
+    stand in the denominator, so a batch of one class still has a gradient; anchors without a positive are
+    left out, and a batch without any positive gives exactly 0.
 
     Args:
         embeddings: (N, p), N at least 1; normalised here.

@@ -175,7 +175,7 @@ class Recorder:
         summary: dict[str, Any] = {
             "name": config.name, "seed": config.seed, "strategy": list(config.strategy), "scenario": config.scenario.name,
             "dataset": config.data.name, "num_tasks": experiment.stream.num_tasks, "num_clients": experiment.split.clients,
-            "rounds": config.federation.rounds * experiment.stream.num_tasks, **metrics,
+            "rounds": config.federation.rounds * experiment.stream.num_tasks, "test_counts": records["total"], **metrics,
             "validation_accuracy": validation, "personal": self.personal(records),
             "bytes_up": up, "bytes_down": down,
             "bytes_per_task": None if centralised else per_task(records["bytes"]),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import app, config as settings
 from .build import Experiment, build, build_split
-from .checkpoint import load_newest, save_checkpoint
+from .checkpoint import load_newest, save_checkpoint, stored_metas
 from .environment import environment
 from .errors import Interrupted, RunFailed, UsageError
 from .evaluation import Evaluator
@@ -172,7 +172,6 @@ def conduct(experiment: Experiment, folder: RunFolder, progress: Progress, start
     node.clients.discard_after(start.sequence if start else 0)
     evaluator = Evaluator(node, stream, experiment.split, experiment.test)
     recorder = Recorder(experiment, folder, progress, evaluator)
-    kept = [start.sequence] if start else []
 
     def checkpoint(state: State, task_ended: bool) -> None:
         node.clients.sync()
@@ -184,10 +183,8 @@ def conduct(experiment: Experiment, folder: RunFolder, progress: Progress, start
             "image_shape": list(node.store.shape),
         }
         save_checkpoint(folder.checkpoints, index, state.arrays(), meta, config.checkpoint.keep)
-        if not kept or kept[-1] != state.sequence:
-            kept.append(state.sequence)
-        del kept[: -config.checkpoint.keep]
-        node.clients.prune(kept)
+        # States that an older checkpoint refers to stay: a run may have to fall back to it.
+        node.clients.prune(m["state"]["sequence"] for m in stored_metas(folder.checkpoints))
         folder.log({"event": "checkpoint", "index": index})
 
     state = start or initial_state(experiment)

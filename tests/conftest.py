@@ -39,12 +39,12 @@ TINY: dict[str, Any] = {
     "engine.threads": 1,
     "output.plots": False,
 }
-"""A run of a fraction of a second: 120 digits, two tasks of five classes, three unequal clients, two rounds."""
+"""Under a second: 120 digits, two tasks of five classes, three unequal clients, two rounds."""
 
 
 @pytest.fixture
 def tiny_config(tmp_path: Path) -> Callable[[Mapping[str, Any]], Config]:
-    """``tiny_config({"strategy": ["fedprox"], "options.fedprox.mu": 1.0})``: settings of a tiny run in its own folder."""
+    """``tiny_config({"strategy": ["fedprox"]})``: settings of a tiny run in a folder of its own."""
     from fedcl.config import load_config
 
     folders = count()
@@ -93,7 +93,8 @@ def _images(path: Path, classes: int, each: int) -> str:
     def part(count: int, name: str) -> tuple[Any, Any]:
         labels = np.repeat(np.arange(classes), count)
         noise = counter.uniform(len(labels) * 16, 0, "images", name).reshape(-1, 4, 4)
-        return (noise * 155).astype(np.uint8) + (labels * (100 // classes)).astype(np.uint8)[:, None, None], labels
+        shades = (labels * (100 // classes)).astype(np.uint8)[:, None, None]
+        return (noise * 155).astype(np.uint8) + shades, labels
 
     (train_x, train_y), (test_x, test_y) = part(each, "train"), part(1, "test")
     np.savez(path, train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
@@ -101,7 +102,14 @@ def _images(path: Path, classes: int, each: int) -> str:
 
 
 @pytest.fixture(
-    params=["one class", "one class a task", "one image a client", "empty clients", "batch of 1", "unseen classes"]
+    params=[
+        "one class",
+        "one class a task",
+        "one image a client",
+        "empty clients",
+        "batch of 1",
+        "unseen classes",
+    ]
 )
 def hard(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """Settings of a run at the edge of what works; every strategy must get through."""
@@ -113,7 +121,9 @@ def hard(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
         "empty clients": lambda: {
             "data.name": _images(file, 4, 2), "partition.min_size": 0, "federation.clients": 9,
         },
-        "batch of 1": lambda: {"data.name": _images(file, 4, 3), "federation.batch_size": 1, "optimiser.lr": 0.01},
+        "batch of 1": lambda: {
+            "data.name": _images(file, 4, 3), "federation.batch_size": 1, "optimiser.lr": 0.01,
+        },
         "unseen classes": lambda: {
             "data.name": _images(file, 6, 4), "partition.name": "classes_per_client", "partition.classes": 1,
         },

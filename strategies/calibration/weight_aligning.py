@@ -39,7 +39,7 @@ def align(weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
 
 
 class WeightAligning(Strategy):
-    """Maintaining fairness between old and new classes by aligning the head; alone, it also distils as the paper does."""
+    """Fairness between old and new classes by aligning the head; alone, it also distils as the paper does."""
 
     name = "weight_aligning"
     aliases = ("wa",)
@@ -57,13 +57,15 @@ class WeightAligning(Strategy):
   booktitle = {CVPR},
   year = {2020}
 }""",
-        certainty="Alignment and loss read in PyCIL. That the paper keeps the head's weights non-negative during training is from "
-        "memory; PyCIL leaves it out (`clip=false`), and the factor T^2 of the distillation too (`squared=false`).",
+        certainty="Alignment and loss read in PyCIL. That the paper keeps the head's weights non-negative "
+        "during training is from memory; PyCIL leaves it out (`clip=false`), and the factor T^2 of the "
+        "distillation too (`squared=false`).",
         server_state="the global model of the previous task's end",
         cost="The alignment costs nothing and sends nothing; the loss one more forward pass a step.",
-        notes="Fills the task loss with (1 - lambda) CE + lambda KD, lambda = old / seen classes, unless another strategy of the stack "
-        "has a task loss of its own: then it only aligns. Alignment assumes features that are not negative and a head "
-        "without bias (`model.head_bias=false`); a bias is left as it is. The aligned model goes on training.",
+        notes="Fills the task loss with (1 - lambda) CE + lambda KD, lambda = old / seen classes, unless "
+        "another strategy of the stack has a task loss of its own: then it only aligns. Alignment assumes "
+        "features that are not negative and a head without bias (`model.head_bias=false`); a bias is left "
+        "as it is. The aligned model goes on training.",
     )
 
     @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class WeightAligning(Strategy):
 
     def check(self, config: Config, stream: Stream, split: Split) -> None:
         if config.model.head != "linear":
-            raise UsageError("model.head", config.model.head, f"linear: {self.name} scales the rows of a linear head")
+            raise UsageError(
+                "model.head", config.model.head, f"linear: {self.name} scales the rows of a linear head"
+            )
         empty = next((s.index for s in stream.stages if not s.classes), None)
         if empty is not None:
             allowed = f"task {empty + 1} of this stream has no new class, {self.name} needs some in each"

@@ -1,4 +1,4 @@
-"""FedEWC: a quadratic penalty around the previous global model, weighed by the clients' pooled Fisher information."""
+"""FedEWC: a quadratic penalty around the previous global model, weighed by pooled Fisher information."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..federated.finetune import new_or_known
 
 
 class FedEWC(Strategy):
-    """Elastic weight consolidation; Fisher information and anchor are updated once per task and shared by all clients."""
+    """Elastic weight consolidation; clients share one Fisher information and anchor, new once per task."""
 
     name = "fedewc"
     aliases = ("ewc",)
@@ -36,24 +36,29 @@ class FedEWC(Strategy):
   journal = {PNAS},
   year = {2017}
 }""",
-        certainty="Penalty certain. Weight 1000, cap 1e-4 and the running mean over tasks (rows of new classes enter it in full) are "
-        "those of PyCIL and of TARGET's code. Federated: anchor is the global model, the Fisher information a mean over clients "
-        "by images.",
+        certainty="Penalty certain. Weight 1000, cap 1e-4 and the running mean over tasks (rows of new "
+        "classes enter it in full) are those of PyCIL and of TARGET's code. Federated: anchor is the global "
+        "model, the Fisher information a mean over clients by images.",
         leaves_client=(("fisher", "as the parameters", "weighted_mean", "end of a task"),),
         server_state="Fisher information and anchor, two models",
         cost="One pass with a gradient per image at the end of a task; two models down per client and task.",
-        deviations="TARGET's released code evaluates the penalty on the server's network, where it has no gradient; only the "
-        "working form is offered. `fisher=batch` gives its squared batch gradients.",
-        notes="New rows of the head have Fisher information 0: they are free. After a task without new classes the running mean "
-        "gives every task the same weight, where the published share of old classes would ignore the new task.",
+        deviations="TARGET's released code evaluates the penalty on the server's network, where it has no "
+        "gradient; only the working form is offered. `fisher=batch` gives its squared batch gradients.",
+        notes="New rows of the head have Fisher information 0: they are free. After a task without new "
+        "classes the running mean gives every task the same weight, where the published share of old "
+        "classes would ignore the new task.",
     )
 
     @dataclass(frozen=True)
     class Options:
         weight: float = option(1000.0, "lambda of the penalty lambda/2 sum F (w - w*)^2")
         cap: float = option(1e-4, "largest Fisher information of a parameter")
-        fisher: Literal["sample", "batch"] = option("sample", "squared gradients of single images, or of batches as in TARGET's code")
-        task: Literal["new", "known"] = option("new", "classes of the cross entropy: the new ones, or all known")
+        fisher: Literal["sample", "batch"] = option(
+            "sample", "squared gradients of single images, or of batches as in TARGET's code"
+        )
+        task: Literal["new", "known"] = option(
+            "new", "classes of the cross entropy: the new ones, or all known"
+        )
 
         def __post_init__(self) -> None:
             if not 0 <= self.weight < float("inf"):
@@ -87,7 +92,8 @@ class FedEWC(Strategy):
         total = {n: torch.zeros_like(p) for n, p in params.items()}
         terms = 0
         # Single images give the same sums in parts of any size; batches are those of training.
-        for ids in ctx.ids.split(ctx.batch_size if self.options.fisher == "batch" else 32):
+        size = ctx.batch_size if self.options.fisher == "batch" else 32
+        for ids in torch.split(ctx.ids, size):
             x, y = ctx.store.batch(ids, next(iter(params.values())).dtype), ctx.store.label_tensor[ids]
             if self.options.fisher == "sample":
                 squares = {n: g.square().sum(dim=0) for n, g in one(params, x, y).items()}
@@ -96,7 +102,9 @@ class FedEWC(Strategy):
                 squares = {n: g.square() for n, g in grad(loss)(params, x, y).items()}
                 terms += 1
             total = {n: t + squares[n] for n, t in total.items()}
-        return {f"fisher/{n}": (t / max(terms, 1)).clamp(max=self.options.cap) for n, t in total.items()}, ctx.state
+        return {
+            f"fisher/{n}": (t / max(terms, 1)).clamp(max=self.options.cap) for n, t in total.items()
+        }, ctx.state
 
     # server
 
@@ -108,11 +116,13 @@ class FedEWC(Strategy):
         if not found:
             return Finished(server.arrays), server.state
         fisher = {n: self.running_mean(server, n, f) for n, f in found.items()}
-        anchor = {f"anchor/{n.removeprefix('fisher/')}": server.arrays[n.removeprefix("fisher/")] for n in found}
+        anchor = {
+            f"anchor/{n.removeprefix('fisher/')}": server.arrays[n.removeprefix("fisher/")] for n in found
+        }
         return Finished(server.arrays), fisher | anchor
 
     def running_mean(self, server: Server, name: str, found: Tensor) -> Tensor:
-        """``a F_old + (1 - a) F_new`` with a = old / seen classes; the head's rows of new classes are F_new alone."""
+        """``a F_old + (1 - a) F_new``, a = old / seen classes; rows of new classes are F_new alone."""
         if name not in server.state:
             return found
         old, seen = int((server.known & ~server.new).sum()), int(server.known.sum())

@@ -32,10 +32,11 @@ class FedLwF(Strategy):
   booktitle = {ECCV},
   year = {2016}
 }""",
-        certainty="Federated form, weight 3 and temperature 2 read in the released code of TARGET (ICCV 2023), which uses it as "
-        "a baseline. Written there, and here, as soft cross entropy without the factor T^2.",
+        certainty="Federated form, weight 3 and temperature 2 read in the released code of TARGET (ICCV "
+        "2023), which uses it as a baseline. Written there, and here, as soft cross entropy without the "
+        "factor T^2.",
         server_state="the global model of the previous task's end",
-        cost="One more forward pass a step. The teacher is sent once per task to clients that do not hold it yet.",
+        cost="One more forward pass a step. The teacher is sent once per task and client.",
         notes="With a memory in the stack, images of old classes keep the softmax over all known classes.",
     )
 
@@ -43,7 +44,9 @@ class FedLwF(Strategy):
     class Options:
         weight: float = option(3.0, "weight of the distillation term")
         temperature: float = option(2.0, "temperature of both softmaxes")
-        task: Literal["new", "known"] = option("new", "classes of the cross entropy: the new ones, or all known")
+        task: Literal["new", "known"] = option(
+            "new", "classes of the cross entropy: the new ones, or all known"
+        )
 
         def __post_init__(self) -> None:
             if not 0 <= self.weight < float("inf"):

@@ -34,10 +34,11 @@ class Replay(Strategy):
         certainty="Certain: a batch of the stream and a batch of the memory, cross entropy over both; reservoir sampling. "
         "The federated form, one memory a client that never leaves it, is ours and the usual one.",
         leaves_client=(("stored", "1", "sum", "end of a task"),),
-        client_state="image ids within the byte budget (the images are the client's own), their labels and priorities",
+        client_state="image ids within the byte budget (the images are the client's own) and their priorities",
         cost="Twice the images a step once the memory is filled. Only the number of stored images leaves a client.",
         notes="A client fills its memory at the end of a task, from its images of that task. An image costs one byte a pixel "
-        "and channel. `policy=class_balanced` is GDumb's greedy rule.",
+        "and channel. `policy=class_balanced` is GDumb's greedy rule. A client without images of the task does not train, "
+        "whatever it remembers.",
     )
 
     @dataclass(frozen=True)
@@ -62,10 +63,12 @@ class Replay(Strategy):
     def remember(self, ctx: ClientContext) -> tuple[Arrays, Arrays]:
         """Offers this task's images to the memory."""
         words = counter.words(len(ctx.ids), *ctx.key, "memory")
-        fresh = torch.from_numpy((words >> 1).astype("int64")).to(ctx.ids.device)
-        device = ctx.ids.device
-        ids = torch.cat([ctx.state["ids"].to(device), ctx.ids]) if ctx.state else ctx.ids
-        priority = torch.cat([ctx.state["priority"].to(device), fresh]) if ctx.state else fresh
+        ids, priority = ctx.ids, torch.from_numpy((words >> 1).astype("int64")).to(ctx.ids.device)
+        if ctx.state:
+            held = ctx.state["ids"].to(ids.device)
+            fresh = ~torch.isin(ids, held)  # an image that stands in several tasks takes one place
+            ids = torch.cat([held, ids[fresh]])
+            priority = torch.cat([ctx.state["priority"].to(ids.device), priority[fresh]])
         limit = capacity(self.options.budget, ctx.store.image_bytes)
         kept = keep(priority, ctx.store.label_tensor[ids], limit, self.options.policy)
         stored = torch.tensor(len(kept), dtype=torch.int64)

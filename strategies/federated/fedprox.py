@@ -23,11 +23,13 @@ class FedProx(Strategy):
         year=2020,
         bibtex="""@inproceedings{li2020fedprox,
   title = {Federated Optimization in Heterogeneous Networks},
-  author = {Li, Tian and Sahu, Anit Kumar and Zaheer, Manzil and Sanjabi, Maziar and Talwalkar, Ameet and Smith, Virginia},
+  author = {Li, Tian and Sahu, Anit Kumar and Zaheer, Manzil and Sanjabi, Maziar and Talwalkar, Ameet and
+            Smith, Virginia},
   booktitle = {MLSys},
   year = {2020}
 }""",
-        certainty="Formula certain (textbook). Some released codes leave out the factor 1/2; here it is as in the paper.",
+        certainty="Formula certain (textbook). Some released codes leave out the 1/2; here it is as in the "
+        "paper.",
         cost="As federated averaging; the client keeps the received model during a round.",
     )
 

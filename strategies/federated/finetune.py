@@ -10,14 +10,15 @@ from fedcl.strategy import Step, Strategy, cross_entropy
 
 _BIBTEX = """@inproceedings{mcmahan2017fedavg,
   title = {Communication-Efficient Learning of Deep Networks from Decentralized Data},
-  author = {McMahan, Brendan and Moore, Eider and Ramage, Daniel and Hampson, Seth and {Ag{\\"u}era y Arcas}, Blaise},
+  author = {McMahan, Brendan and Moore, Eider and Ramage, Daniel and Hampson, Seth and
+            {Ag{\\"u}era y Arcas}, Blaise},
   booktitle = {AISTATS},
   year = {2017}
 }"""
 
 
 def new_or_known(step: Step) -> Tensor:
-    """(B, C) mask: a sample of a new class competes among the new classes, any other (from a memory) among all known.
+    """(B, C) mask: samples of new classes compete among the new ones, others (of a memory) among all known.
 
     In a stream that brings no new class every sample competes among all known.
     """
@@ -36,9 +37,9 @@ class Finetune(Strategy):
         venue="AISTATS",
         year=2017,
         bibtex=_BIBTEX,
-        certainty="Certain: standard algorithm. Weighting, local epochs and the treatment of BatchNorm are settings.",
+        certainty="Certain: standard algorithm. Weighting, local epochs and BatchNorm buffers are settings.",
         cost="One model down and one up per client and round.",
-        notes="On a class-incremental stream this is the naive baseline: the softmax covers all known classes.",
+        notes="The naive baseline of a class-incremental stream: the softmax covers all known classes.",
     )
 
 
@@ -53,10 +54,10 @@ class FinetuneMasked(Strategy):
         venue="AISTATS",
         year=2017,
         bibtex=_BIBTEX,
-        certainty="Certain: read in the code of several class-incremental methods, where it is called finetune.",
+        certainty="Certain: read in the code of several class-incremental methods, under the name finetune.",
         cost="One model down and one up per client and round.",
-        notes="A different and often much stronger baseline than finetune: report both. Samples of old classes "
-        "(from a memory) keep the softmax over all known classes.",
+        notes="A different and often much stronger baseline than finetune: report both. Samples of old "
+        "classes (from a memory) keep the softmax over all known classes.",
     )
 
     def task_loss(self, step: Step) -> Tensor:

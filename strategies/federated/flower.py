@@ -37,9 +37,9 @@ class FlowerStrategy(Strategy):
 
 
 def cohort_sizes(config: Config, split: Split) -> Iterator[int]:
-    """How many clients of each round's cohort can train: those with a batch of at least the smallest allowed size.
+    """How many clients of each round's cohort can train; the others have no batch of the least size allowed.
 
-    Clients without one upload nothing, so a rule that needs a number of models has to know them before the run.
+    Those upload nothing, so a rule that needs a number of models has to leave them out, before the run.
     """
     federation = config.federation
     least = max(federation.batch_min, federation.batch_size if federation.drop_last else 1)

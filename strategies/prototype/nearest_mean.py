@@ -105,4 +105,5 @@ class NearestMean(Strategy):
         if self.options.score == "means":
             return scores
         head = torch.where(predictor.known, output.logits, -torch.inf).log_softmax(dim=-1)
-        return head + (-self.options.scale * scores.square()).log_softmax(dim=-1)
+        means_log: Tensor = (-self.options.scale * scores.square()).log_softmax(dim=-1)
+        return head + means_log

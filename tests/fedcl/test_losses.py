@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from fedcl.losses import (
     cross_entropy,
     distillation,
@@ -15,7 +17,6 @@ from fedcl.losses import (
     supervised_contrastive,
     tempered_kl,
 )
-from torch import Tensor
 
 
 def _scores(rows: int, columns: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -85,20 +86,35 @@ def test_a_teacher_may_be_as_wide_as_the_student(oracle: Any) -> None:
 
 
 def test_proximal() -> None:
-    w, anchor = {"a": _scores(2, 3, seed=9), "b": _scores(1, 4, seed=10)}, {"a": _scores(2, 3, seed=11), "b": _scores(1, 4, seed=12)}
-    literal = sum(((x - y) ** 2) for n in w for x, y in zip(w[n].flatten(), anchor[n].detach().flatten(), strict=True)) / 2
+    w, anchor = (
+        {"a": _scores(2, 3, seed=9), "b": _scores(1, 4, seed=10)},
+        {"a": _scores(2, 3, seed=11), "b": _scores(1, 4, seed=12)},
+    )
+    literal = (
+        sum(
+            ((x - y) ** 2)
+            for n in w
+            for x, y in zip(w[n].flatten(), anchor[n].detach().flatten(), strict=True)
+        )
+        / 2
+    )
     assert isinstance(literal, Tensor)
     _agree(proximal(w, {n: a.detach() for n, a in anchor.items()}), literal, w["a"])
 
 
 def test_quadratic_leaves_parameters_without_importance_free() -> None:
     w = {"a": _scores(2, 3, seed=13), "b": _scores(1, 4, seed=14)}
-    anchor, importance = torch.ones(2, 3, dtype=torch.float64), torch.arange(6, dtype=torch.float64).reshape(2, 3)
+    anchor, importance = (
+        torch.ones(2, 3, dtype=torch.float64),
+        torch.arange(6, dtype=torch.float64).reshape(2, 3),
+    )
     literal = sum(importance[i, j] * (w["a"][i, j] - 1.0) ** 2 for i in range(2) for j in range(3)) / 2
     assert isinstance(literal, Tensor)
     found = quadratic(w, {"a": anchor}, {"a": importance})
     _agree(found, literal, w["a"])
-    assert torch.autograd.grad(quadratic(w, {"a": anchor}, {"a": importance}), w["b"], allow_unused=True) == (None,)
+    assert torch.autograd.grad(quadratic(w, {"a": anchor}, {"a": importance}), w["b"], allow_unused=True) == (
+        None,
+    )
 
 
 def _supcon(embeddings: Tensor, labels: list[int], temperature: float) -> Tensor:

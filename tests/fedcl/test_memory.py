@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -90,7 +92,7 @@ def test_kept_images_do_not_depend_on_when_they_were_offered(
     flat = [label for task in labels for label in task]
     drawn = priorities(len(flat), seed).tolist()
     cuts = np.cumsum([0, *map(len, labels)]).tolist()
-    priority = [drawn[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    priority = [drawn[a:b] for a, b in pairwise(cuts)]
     lowest = sorted(sorted(range(len(flat)), key=lambda i: drawn[i])[:limit])
     assert stream_through(labels, priority, limit, "reservoir") == lowest
     assert stream_through(labels, priority, limit, "class_balanced") == balanced_by_eviction(

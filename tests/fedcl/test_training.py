@@ -310,7 +310,7 @@ def test_edited_gradients_and_edited_parameters_take_effect(tiny: Tiny, plugin: 
     )
     assert _moved(head) == {"head.bias"}
     ones = tiny(plugin("def after_step(self, step, params):\n    return {n: p.clamp(-0.01, 0.01) for n, p in params.items()}"))
-    assert max(p.abs().max().item() for p in ones.model.parameters()) <= 0.01
+    assert max(p.abs().max().item() for p in ones.model.parameters()) < 0.010001
 
 
 def _moved(result: RunResult) -> set[str]:
@@ -432,7 +432,7 @@ def test_private_parts_never_leave(tiny: Tiny, plugin: Plugin) -> None:
 
 @pytest.mark.parametrize("test", ["same_mix", "holdout(0.2)"])
 def test_private_heads_are_tested_at_their_clients(tiny: Tiny, plugin: Plugin, test: str) -> None:
-    settings = plugin(PRIVATE_HEAD, **{"partition.test": test, "data.limit": 40, "federation.epochs": 4})
+    settings = plugin(PRIVATE_HEAD, **{"partition.test": test, "data.limit": 40, "federation.epochs": 4, "scenario.tasks": 1})
     result = tiny(settings)
     personal = result.summary["personal"]
     accuracy = personal["average_accuracy"]

@@ -1,7 +1,7 @@
 """Federated continual learning of a one-layer perceptron, written out as plain loops in float64.
 
-Nothing of fedcl's training, losses, optimisers, reductions or strategies is used. From fedcl come the images, who
-holds which, and the documented random streams (batch orders, cohorts, initial rows of the head).
+Nothing of fedcl's training, losses, optimisers, reductions or strategies is used. From fedcl come the images,
+who holds which, and the documented random streams (batch orders, cohorts, initial rows of the head).
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class World:
         experiment = build(config)
         store, stream = experiment.node.store, experiment.stream
         pixels = store.gather(torch.arange(len(store))).to(torch.float64) / 255.0
-        x = (pixels - pixels.mean(dim=(0, 2, 3), keepdim=True)) / pixels.std(dim=(0, 2, 3), keepdim=True, correction=0)
+        x = (pixels - pixels.mean(dim=(0, 2, 3), keepdim=True)) / pixels.std(
+            dim=(0, 2, 3), keepdim=True, correction=0
+        )
         tasks = range(stream.num_tasks)
         return cls(
             config,
@@ -153,7 +155,7 @@ def leaves(w: Arrays) -> Arrays:
 
 
 def grown(w: Arrays, world: World, classes: int) -> Arrays:
-    """The model with rows of the head up to ``classes``: uniform in ±1/sqrt(d) from each class's own stream."""
+    """The model with rows of the head up to ``classes``: uniform in ±1/sqrt(d), each class's own stream."""
     w = dict(w)
     seed, width = world.config.seed, w["head.weight"].shape[1]
     for position in range(len(w["head.weight"]), classes):
@@ -161,7 +163,9 @@ def grown(w: Arrays, world: World, classes: int) -> Arrays:
             if f"head.{name}" not in w:
                 continue
             drawn = counter.uniform(count, seed, "init", "head", name, world.order[position])
-            row = torch.from_numpy(((2.0 * drawn - 1.0) / math.sqrt(width)).astype(np.float32)).to(torch.float64)
+            row = torch.from_numpy(((2.0 * drawn - 1.0) / math.sqrt(width)).astype(np.float32)).to(
+                torch.float64
+            )
             shaped = row[None] if name == "weight" else row
             w[f"head.{name}"] = torch.cat([w[f"head.{name}"], shaped])
     return w
@@ -196,9 +200,12 @@ def train(client: int, round_: int, local: Local, method: Method) -> Arrays | No
 def federated(config: Config, method: Method, world: World | None = None) -> Arrays:
     """The final global model of a whole run."""
     world = world or World.of(config)
-    w, previous, memory = world.start, None, {}
+    w = world.start
+    previous: Arrays | None = None
+    memory: dict[str, Any] = {}
     for task in range(len(world.known)):
-        w = grown(w, world, len(world.known[task]))
+        everything = config.model.head_allocate == "all"
+        w = grown(w, world, len(world.order) if everything else len(world.known[task]))
         for round_ in range(config.federation.rounds):
             share = config.federation.participation
             cohort = counter.sample(
@@ -212,7 +219,9 @@ def federated(config: Config, method: Method, world: World | None = None) -> Arr
                 trained = train(client, round_, local, method)
                 if trained is None:
                     continue
-                weight = float(len(world.held[task][client])) if config.federation.weighting == "samples" else 1.0
+                weight = (
+                    float(len(world.held[task][client])) if config.federation.weighting == "samples" else 1.0
+                )
                 total += weight
                 for n in sums:
                     sums[n] += weight * trained[n]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from fedcl.build import build
 from fedcl.errors import UsageError
 from fedcl.strategies.calibration.weight_aligning import WeightAligning, align
@@ -22,7 +23,9 @@ def _aligned(weight: Any, old: list[int], new: list[int]) -> Any:
     return out
 
 
-def _method(oracle: Any, clip: bool = True, squared: bool = True, temperature: float = 2.0, loss: Any = None) -> Any:
+def _method(
+    oracle: Any, clip: bool = True, squared: bool = True, temperature: float = 2.0, loss: Any = None
+) -> Any:
     def own(w: Any, x: Any, y: Any, local: Any) -> Any:
         scores = oracle.logits(w, x)
         value = oracle.cross_entropy(scores, y, local.known)
@@ -38,7 +41,12 @@ def _method(oracle: Any, clip: bool = True, squared: bool = True, temperature: f
         if not clip:
             return w
         head = w["head.weight"]
-        return {**w, "head.weight": torch.tensor([[max(float(v), 0.0) for v in row] for row in head], dtype=head.dtype)}
+        return {
+            **w,
+            "head.weight": torch.tensor(
+                [[max(float(v), 0.0) for v in row] for row in head], dtype=head.dtype
+            ),
+        }
 
     def end_task(w: Any, local: Any) -> Any:
         if not local.old or not w["head.weight"][local.new].any():
@@ -54,8 +62,9 @@ def _method(oracle: Any, clip: bool = True, squared: bool = True, temperature: f
         ({}, {}),
         ({"scenario.tasks": 3, "model.head_bias": False}, {"clip": False}),
         ({"scenario.tasks": 3, "federation.participation": 0.67}, {"squared": False, "temperature": 1.3}),
+        ({"model.head_allocate": "all", "optimiser.weight_decay": 0.01}, {}),
     ],
-    ids=["default", "three tasks", "plain"],
+    ids=["default", "three tasks", "plain", "whole head"],
 )
 def test_whole_run_equals_the_literal_loop(
     tiny: Any, tiny_config: Any, oracle: Any, settings: dict[str, Any], options: dict[str, Any]
@@ -92,13 +101,19 @@ def test_a_strategy_without_a_task_loss_leaves_it_to_weight_aligning(tiny: Any, 
 
 def test_a_single_task_is_not_aligned(tiny: Any, oracle: Any) -> None:
     one = {"scenario.tasks": 1}
-    aligned = oracle.final(tiny({"strategy": ["weight_aligning"], "options.weight_aligning.clip": False, **one}))
+    aligned = oracle.final(
+        tiny({"strategy": ["weight_aligning"], "options.weight_aligning.clip": False, **one})
+    )
     assert oracle.identical(aligned, oracle.final(tiny(one)))
 
 
 def test_clipped_rows_are_never_negative(tiny: Any, oracle: Any) -> None:
     def least(clip: bool) -> float:
-        settings = {"strategy": ["weight_aligning"], "options.weight_aligning.clip": clip, "model.head_bias": False}
+        settings = {
+            "strategy": ["weight_aligning"],
+            "options.weight_aligning.clip": clip,
+            "model.head_bias": False,
+        }
         return float(oracle.final(tiny(settings))["head.weight"].min())
 
     assert least(True) == 0.0
@@ -107,7 +122,10 @@ def test_clipped_rows_are_never_negative(tiny: Any, oracle: Any) -> None:
 
 def test_align_equals_the_literal_form_and_evens_the_norms() -> None:
     weight = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    old, new = torch.tensor([1, 1, 0, 0, 1, 0, 0], dtype=torch.bool), torch.tensor([0, 0, 1, 1, 0, 1, 0], dtype=torch.bool)
+    old, new = (
+        torch.tensor([1, 1, 0, 0, 1, 0, 0], dtype=torch.bool),
+        torch.tensor([0, 0, 1, 1, 0, 1, 0], dtype=torch.bool),
+    )
     found = align(weight, old, new)
     assert torch.allclose(found, _aligned(weight, [0, 1, 4], [2, 3, 5]), atol=1e-12)
     assert torch.equal(found[[0, 1, 4, 6]], weight[[0, 1, 4, 6]])
@@ -131,7 +149,8 @@ def test_hard_settings(tiny: Any, tiny_config: Any, oracle: Any, hard: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("temperature", 0), ("temperature", -1.0), ("clip", "yes"), ("squared", 1), ("gamma", 1.0)]
+    ("name", "value"),
+    [("temperature", 0), ("temperature", -1.0), ("clip", "yes"), ("squared", 1), ("gamma", 1.0)],
 )
 def test_wrong_options(tiny_config: Any, name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=r"options\.weight_aligning") as caught:
@@ -143,7 +162,9 @@ def test_wrong_options(tiny_config: Any, name: str, value: Any) -> None:
 @pytest.mark.parametrize("head", ["cosine", "nearest_mean", "simplex"])
 def test_only_a_linear_head_can_be_aligned(tiny_config: Any, head: str) -> None:
     with pytest.raises(UsageError, match=r"^model\.head='.*linear"):
-        build(tiny_config({"strategy": ["weight_aligning"], "model.head": head, "model.head_allocate": "all"}))
+        build(
+            tiny_config({"strategy": ["weight_aligning"], "model.head": head, "model.head_allocate": "all"})
+        )
 
 
 def test_a_task_without_new_classes_is_refused(tiny_config: Any) -> None:

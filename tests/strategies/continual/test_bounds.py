@@ -27,9 +27,7 @@ def so_far(held: list[list[list[int]]], task: int, clients: list[int]) -> list[i
 
 def plain(oracle: ModuleType) -> Any:
     """Cross entropy over all known classes, as a method of the oracle."""
-    return oracle.Method(
-        lambda w, x, y, local: oracle.cross_entropy(oracle.logits(w, x), y, local.known)
-    )
+    return oracle.Method(lambda w, x, y, local: oracle.cross_entropy(oracle.logits(w, x), y, local.known))
 
 
 @pytest.mark.parametrize("overrides", [{"scenario.tasks": 3}, EMPTY])
@@ -96,7 +94,10 @@ def test_an_image_of_several_tasks_stands_once() -> None:
         [np.array([3, 1]), np.array([2], dtype=np.int64)],
         [np.array([1, 4]), np.array([], dtype=np.int64)],
     ]
-    assert [[ids.tolist() for ids in t] for t in Cumulative().arrange(split)] == [[[1, 3], [2]], [[1, 3, 4], [2]]]
+    assert [[ids.tolist() for ids in t] for t in Cumulative().arrange(split)] == [
+        [[1, 3], [2]],
+        [[1, 3, 4], [2]],
+    ]
     assert [[ids.tolist() for ids in t] for t in Joint().arrange(split)] == [[[1, 2, 3]], [[1, 2, 3, 4]]]
     assert split[0][0].tolist() == [3, 1]
 
@@ -121,7 +122,11 @@ def test_a_pooled_run_has_no_bytes_and_no_personal_test_sets(tiny: Run) -> None:
 @pytest.mark.parametrize("bound", ["joint", "cumulative"])
 @pytest.mark.parametrize(
     "odd",
-    [{"federation.batch_size": 1}, {"data.limit": 1, "partition.min_size": 0}, {"scenario.tasks": 10, **EMPTY}],
+    [
+        {"federation.batch_size": 1},
+        {"data.limit": 1, "partition.min_size": 0},
+        {"scenario.tasks": 10, **EMPTY},
+    ],
     ids=["batch of one", "one sample a class", "one class a task, empty clients"],
 )
 def test_odd_input(tiny: Run, oracle: ModuleType, bound: str, odd: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from fedcl.build import build
 from fedcl.errors import UsageError
 from fedcl.strategies.continual.fedewc import FedEWC
@@ -20,7 +21,9 @@ def _information(oracle: Any, w: Any, client: int, local: Any, fisher: str, cap:
     total = {n: torch.zeros_like(a) for n, a in w.items()}
     for part in parts:
         leaves = oracle.leaves(w)
-        loss = oracle.cross_entropy(oracle.logits(leaves, world.x[part]), [world.y[i] for i in part], local.known)
+        loss = oracle.cross_entropy(
+            oracle.logits(leaves, world.x[part]), [world.y[i] for i in part], local.known
+        )
         for n, g in oracle.gradient(loss, leaves).items():
             total[n] += g**2 / len(parts)
     return {n: torch.minimum(a, torch.full_like(a, cap)) for n, a in total.items()}
@@ -47,7 +50,9 @@ def _method(
                     found[n] += len(rows) / images * f
         share = len(local.old) / len(local.known)
         for n, f in local.memory.get("fisher", {}).items():
-            found[n][: len(f)] = share * f + (1 - share) * found[n][: len(f)]
+            # Rows of new classes have no old value to be averaged with.
+            for row in local.old if n.startswith("head.") else range(len(f)):
+                found[n][row] = share * f[row] + (1 - share) * found[n][row]
         local.memory.update(fisher=found, anchor=w)
         return w
 
@@ -59,15 +64,27 @@ def _method(
     [
         ({}, {}),
         ({"scenario.tasks": 3}, {"weight": 20.0, "cap": 0.05}),
-        ({"scenario.tasks": 3, "model.head_bias": False}, {"weight": 5.0, "cap": 1.0, "fisher": "batch", "task": "known"}),
-        ({"federation.weighting": "uniform", "federation.participation": 0.67}, {"cap": 1e-3, "weight": 500.0}),
+        (
+            {"scenario.tasks": 3, "model.head_bias": False},
+            {"weight": 5.0, "cap": 1.0, "fisher": "batch", "task": "known"},
+        ),
+        (
+            {"federation.weighting": "uniform", "federation.participation": 0.67},
+            {"cap": 1e-3, "weight": 500.0},
+        ),
+        ({"model.head_allocate": "all", "scenario.tasks": 3}, {"weight": 20.0, "cap": 0.05}),
     ],
-    ids=["default", "three tasks", "batch", "uniform"],
+    ids=["default", "three tasks", "batch", "uniform", "whole head"],
 )  # fmt: skip
 def test_whole_run_equals_the_literal_loop(
     tiny: Any, tiny_config: Any, oracle: Any, settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    settings = {"strategy": ["fedewc"], "seed": 5, **settings, **{f"options.fedewc.{n}": v for n, v in options.items()}}
+    settings = {
+        "strategy": ["fedewc"],
+        "seed": 5,
+        **settings,
+        **{f"options.fedewc.{n}": v for n, v in options.items()},
+    }
     expected = oracle.federated(tiny_config(settings), _method(oracle, **options))
     assert oracle.distance(oracle.final(tiny(settings)), expected) < 1e-10
 
@@ -126,9 +143,14 @@ def test_hard_settings(tiny: Any, tiny_config: Any, oracle: Any, hard: dict[str,
     assert oracle.distance(found, oracle.federated(tiny_config(settings), _method(oracle))) < 1e-10
 
 
-@pytest.mark.parametrize(("name", "settings"), [
-    ("simple_cnn", {}), ("mlp", {"model.norm": "batch", "federation.batch_min": 2}), ("mlp", {"model.head_allocate": "all", "model.head": "cosine"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("simple_cnn", {}),
+        ("mlp", {"model.norm": "batch", "federation.batch_min": 2}),
+        ("mlp", {"model.head_allocate": "all", "model.head": "cosine"}),
+    ],
+)
 def test_other_models(tiny: Any, oracle: Any, name: str, settings: dict[str, Any]) -> None:
     width = {"model.width": None, "model.depth": None} if name == "simple_cnn" else {}
     settings = {"model.name": name, **width, **settings, "data.limit": 4, "engine.dtype": "float32"}
@@ -138,7 +160,15 @@ def test_other_models(tiny: Any, oracle: Any, name: str, settings: dict[str, Any
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("weight", -1), ("weight", "x"), ("cap", 0), ("cap", -2.0), ("fisher", "true"), ("task", "old"), ("lambda", 1)],
+    [
+        ("weight", -1),
+        ("weight", "x"),
+        ("cap", 0),
+        ("cap", -2.0),
+        ("fisher", "true"),
+        ("task", "old"),
+        ("lambda", 1),
+    ],
 )
 def test_wrong_options(tiny_config: Any, name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=r"options\.fedewc") as caught:

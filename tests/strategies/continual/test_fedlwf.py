@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from fedcl.build import build
 from fedcl.errors import UsageError
 from fedcl.strategies.continual.fedlwf import FedLwF
@@ -29,13 +30,19 @@ def _method(oracle: Any, weight: float = 3.0, temperature: float = 2.0, task: st
         ({}, {}),
         ({"scenario.tasks": 3, "model.head_bias": False}, {"weight": 1.5, "temperature": 0.7}),
         ({"federation.weighting": "uniform", "federation.participation": 0.67}, {"task": "known"}),
+        ({"model.head_allocate": "all"}, {}),
     ],
-    ids=["default", "three tasks", "known"],
+    ids=["default", "three tasks", "known", "whole head"],
 )
 def test_whole_run_equals_the_literal_loop(
     tiny: Any, tiny_config: Any, oracle: Any, settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    settings = {"strategy": ["fedlwf"], "seed": 5, **settings, **{f"options.fedlwf.{n}": v for n, v in options.items()}}
+    settings = {
+        "strategy": ["fedlwf"],
+        "seed": 5,
+        **settings,
+        **{f"options.fedlwf.{n}": v for n, v in options.items()},
+    }
     expected = oracle.federated(tiny_config(settings), _method(oracle, **options))
     assert oracle.distance(oracle.final(tiny(settings)), expected) < 1e-10
 
@@ -62,7 +69,9 @@ def test_term_and_its_gradient(oracle: Any) -> None:
     expected, found = oracle.gradient(literal, w), oracle.gradient(slope, w)
     assert all(torch.allclose(found[n], expected[n], atol=1e-10) for n in w)
     assert not expected["head.weight"][3:].any()
-    assert all(not g.any() for g in oracle.gradient(term(1.0), previous).values()), "the teacher is not trained"
+    assert all(not g.any() for g in oracle.gradient(term(1.0), previous).values()), (
+        "the teacher is not trained"
+    )
 
 
 def test_no_term_in_the_first_task(oracle: Any) -> None:
@@ -79,7 +88,8 @@ def test_hard_settings(tiny: Any, tiny_config: Any, oracle: Any, hard: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("weight", -1), ("weight", "x"), ("temperature", 0), ("temperature", -2.0), ("task", "old"), ("w", 1)]
+    ("name", "value"),
+    [("weight", -1), ("weight", "x"), ("temperature", 0), ("temperature", -2.0), ("task", "old"), ("w", 1)],
 )
 def test_wrong_options(tiny_config: Any, name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=r"options\.fedlwf") as caught:

@@ -135,12 +135,17 @@ def test_the_server_learns_only_how_many_images_are_stored(tiny: Run) -> None:
 
 def test_without_budget_it_is_finetune(tiny: Run, oracle: ModuleType) -> None:
     nothing = {"strategy": ["replay"], "options.replay.budget": IMAGE - 1}
-    assert oracle.identical(
-        oracle.final(tiny(nothing)), oracle.final(tiny({"strategy": ["finetune"]}))
-    )
+    assert oracle.identical(oracle.final(tiny(nothing)), oracle.final(tiny({"strategy": ["finetune"]})))
     assert not oracle.identical(
         oracle.final(tiny({"strategy": ["replay"]})), oracle.final(tiny({"strategy": ["finetune"]}))
     )
+
+
+def test_an_image_that_is_seen_in_several_tasks_takes_one_place(tiny: Run) -> None:
+    overrides = {"strategy": ["cumulative", "replay"], "options.replay.budget": 30 * IMAGE}
+    for state in memories(tiny(overrides), 3):
+        kept = state["replay/ids"]
+        assert len(set(kept.tolist())) == len(kept) == len(state["replay/priority"])
 
 
 def test_a_client_that_is_not_sampled_remembers_all_the_same(tiny: Run) -> None:

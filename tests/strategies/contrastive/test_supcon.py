@@ -138,12 +138,13 @@ def test_weight_zero_is_finetune_on_the_same_two_views(tiny: Run, tmp_path: Path
 
 
 def test_a_step_moves_by_weight_times_the_gradient(tiny_config: Configure, oracle: ModuleType) -> None:
-    """From the weight 0 on, one plain SGD step is linear in the weight, with Khosla's gradient as its slope."""
+    """One plain SGD step is linear in the weight, from 0 on, and its slope is equation 2's gradient."""
     from fedcl.run import run
 
     one_step = {
-        "strategy": ["supcon"], "scenario.tasks": 1, "federation.clients": 1, "federation.rounds": 1,
-        "federation.batch_size": 256, "data.limit": 2, "optimiser.momentum": 0.0, "model.projector": "linear",
+        "strategy": ["supcon"], "scenario.tasks": 1, "federation.clients": 1,
+        "federation.rounds": 1, "federation.batch_size": 256, "data.limit": 2,
+        "optimiser.momentum": 0.0, "model.projector": "linear",
         "model.projector_dim": 4, "options.supcon.temperature": 0.5, "options.supcon.views": 2,
     }  # fmt: skip
     config = tiny_config(one_step)
@@ -186,7 +187,14 @@ def test_one_view_of_single_images_is_finetune(tiny: Run, oracle: ModuleType) ->
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("weight", -1.0), ("weight", math.inf), ("temperature", 0.0), ("views", 0), ("views", 1.5), ("tau", 1.0)],
+    [
+        ("weight", -1.0),
+        ("weight", math.inf),
+        ("temperature", 0.0),
+        ("views", 0),
+        ("views", 1.5),
+        ("tau", 1.0),
+    ],
 )
 def test_wrong_options(tiny: Run, key: str, value: object) -> None:
     with pytest.raises(UsageError) as caught:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from fedcl.build import build
 from fedcl.errors import UsageError
 from fedcl.strategies.federated.fedprox import FedProx
@@ -24,13 +25,17 @@ def _method(oracle: Any, mu: float) -> Any:
     [
         {"options.fedprox.mu": 1.0},
         {},
-        {"options.fedprox.mu": 0.3, "federation.participation": 0.67, "federation.epochs": 2, "federation.weighting": "uniform"},
+        {"options.fedprox.mu": 0.3, "federation.participation": 0.67, "federation.weighting": "uniform"},
     ],
     ids=["strong", "default", "sampled"],
-)  # fmt: skip
-def test_whole_run_equals_the_literal_loop(tiny: Any, tiny_config: Any, oracle: Any, settings: dict[str, Any]) -> None:
+)
+def test_whole_run_equals_the_literal_loop(
+    tiny: Any, tiny_config: Any, oracle: Any, settings: dict[str, Any]
+) -> None:
     settings = {"strategy": ["fedprox"], "seed": 4, **settings}
-    expected = oracle.federated(tiny_config(settings), _method(oracle, settings.get("options.fedprox.mu", 0.01)))
+    expected = oracle.federated(
+        tiny_config(settings), _method(oracle, settings.get("options.fedprox.mu", 0.01))
+    )
     assert oracle.distance(oracle.final(tiny(settings)), expected) < 1e-10
 
 
@@ -44,7 +49,9 @@ def test_mu_zero_is_finetune_bit_for_bit(tiny: Any, oracle: Any) -> None:
 def test_term_and_gradient_at_mu(oracle: Any) -> None:
     received = oracle.model(3, 2, 2, seed=0)
     w = oracle.leaves(oracle.model(3, 2, 2, seed=1))
-    step = oracle.step(w, torch.ones(1, 2, dtype=torch.float64), [0], known=[0, 1], new=[0, 1], received=received)
+    step = oracle.step(
+        w, torch.ones(1, 2, dtype=torch.float64), [0], known=[0, 1], new=[0, 1], received=received
+    )
 
     def term(mu: float) -> Any:
         return FedProx(FedProx.Options(mu=mu)).loss(step)["proximal"]
@@ -58,7 +65,9 @@ def test_term_and_gradient_at_mu(oracle: Any) -> None:
 def test_frozen_parameters_are_left_out(oracle: Any) -> None:
     received, w = oracle.model(3, 2, 2, seed=0), oracle.leaves(oracle.model(3, 2, 2, seed=1))
     w["encoder.1.weight"] = w["encoder.1.weight"].detach()
-    step = oracle.step(w, torch.ones(1, 2, dtype=torch.float64), [0], known=[0, 1], new=[0, 1], received=received)
+    step = oracle.step(
+        w, torch.ones(1, 2, dtype=torch.float64), [0], known=[0, 1], new=[0, 1], received=received
+    )
     literal = sum(float(((w[n] - received[n]) ** 2).sum()) for n in w if n != "encoder.1.weight") / 2
     assert FedProx(FedProx.Options(mu=1.0)).loss(step)["proximal"].item() == pytest.approx(literal)
 

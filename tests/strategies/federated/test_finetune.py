@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from fedcl import random as counter
 from fedcl.build import build
 from fedcl.errors import UsageError
 from fedcl.strategies.federated.finetune import FinetuneMasked, new_or_known
-from torch import nn
 
 
 def _method(oracle: Any, name: str) -> Any:
@@ -94,7 +95,9 @@ def test_a_sample_of_an_old_class_competes_among_all_known(oracle: Any) -> None:
         [True, True, True, False], [False, False, True, False], [True, True, True, False],
     ]  # fmt: skip
     scores = oracle.logits(w, x)
-    rows = [oracle.cross_entropy(scores[i : i + 1], [y[i]], [2] if y[i] == 2 else [0, 1, 2]) for i in range(3)]
+    rows = [
+        oracle.cross_entropy(scores[i : i + 1], [y[i]], [2] if y[i] == 2 else [0, 1, 2]) for i in range(3)
+    ]
     assert FinetuneMasked().task_loss(step).item() == pytest.approx(float(sum(rows)) / 3, abs=1e-12)
 
 

@@ -1,0 +1,105 @@
+"""The first thing a newcomer runs: two strategies on one stream of real digits, one table, one picture."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from . import config as settings
+from .plots import plot_comparison
+from .progress import Progress, percent, size
+from .run import RunResult, execute
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found.
+
+    Attributes:
+        summary: ``runs`` (the ``summary.json`` of each), ``picture`` and ``folder``.
+        text: for a terminal: table, picture, what to try next.
+    """
+
+    summary: dict[str, Any]
+    text: str
+
+
+def fresh(folder: Path) -> Path:
+    """``folder``, or ``folder-2``, ``folder-3``, ... if it exists: every demo is kept."""
+    number, path = 1, folder
+    while path.exists():
+        number += 1
+        path = folder.with_name(f"{folder.name}-{number}")
+    return path
+
+
+def demo(config: settings.Config, *, progress: Progress) -> DemoResult:
+    """Runs finetune and the stack of ``config`` on the same stream and compares them.
+
+    Args:
+        config: the default preset, with the user's seed, device and output directory.
+        progress: who is told.
+
+    Raises:
+        UsageError, RunFailed, Interrupted: see :mod:`fedcl.errors`.
+    """
+    folder = fresh(Path(config.output.dir) / "demo")
+    output = replace(config.output, dir=str(folder))
+    floor = replace(config, name="finetune", strategy=["finetune"], options={}, output=output)
+    stack = replace(config, name="default", output=output)
+    results = {"finetune": execute(floor, progress=progress), "default": execute(stack, progress=progress)}
+    picture = folder / "demo.png"
+    first = results["default"].summary
+    who = f"{config.data.name}, {first['num_tasks']} tasks, {first['num_clients']} clients, seed {config.seed}"
+    shown = {"finetune": results["finetune"].matrix, "default stack": results["default"].matrix}
+    plot_comparison(shown, picture, f"What a new task takes away ({who})", first["test_counts"])
+    summary = {
+        "runs": {name: result.summary for name, result in results.items()},
+        "picture": str(picture),
+        "folder": str(folder),
+    }
+    return DemoResult(summary, story(config, results, picture, who))
+
+
+def story(config: settings.Config, results: dict[str, RunResult], picture: Path, who: str) -> str:
+    """The demo's text for a terminal."""
+    table = Table(box=SIMPLE_HEAD, title=who, title_justify="left")
+    table.add_column("strategy")
+    columns = ("accuracy, all classes", "mean over the tasks", "forgetting", "sent", "seconds")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for result in results.values():
+        s = result.summary
+        table.add_row(
+            " + ".join(s["strategy"]),
+            percent(s["average_accuracy"]),
+            percent(s["average_incremental_accuracy"]),
+            percent(s["forgetting"]),
+            size(s["bytes_up"] + s["bytes_down"]),
+            f"{s['wall_seconds']:.1f}",
+        )
+    out = io.StringIO()
+    Console(file=out, width=110).print(table)
+    stack = results["default"]
+    return "\n".join(
+        [
+            out.getvalue().rstrip(),
+            "",
+            f"Five clients learned the digits task by task ({config.federation.rounds} rounds each). Forgetting is what "
+            "accuracy on a task loses",
+            "from its best to the end. One seed: 'fedcl run seed=1' gives another, and single seeds differ by many points.",
+            "",
+            f"picture   {picture}",
+            f"results   {stack.folder}  (config.yaml, summary.json, accuracy_matrix.csv, plots/)",
+            "",
+            "next      fedcl run strategy=replay              another method on the same stream",
+            "          fedcl run partition.alpha=0.1 seed=1   clients that differ more",
+            "          fedcl list strategies                  what there is; 'fedcl show fedlwf' explains one",
+        ]
+    )
