@@ -8,8 +8,10 @@ in a stacked cohort see the same numbers.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+from collections.abc import Hashable
 
 import numpy as np
 import numpy.typing as npt
@@ -130,7 +132,8 @@ class Stream:
 # --- inside a training step: torch, branch-free, the same alone and under vmap -----------------------------
 
 
-def fold(*parts: object) -> int:
+@functools.lru_cache(maxsize=4096, typed=True)
+def fold(*parts: Hashable) -> int:
     """31-bit integer of a name, to be combined with counters in :func:`hash32`."""
     return key(*parts) & 0x7FFFFFFF
 

@@ -72,7 +72,7 @@ def split_warnings(split: Split, stream: Stream, class_names: Sequence[str] = ()
     for stage in stream.stages:
         if empty := split.empty[stage.index]:
             verb = "client holds" if len(empty) == 1 else "clients hold"
-            lines.append(f"task {stage.index}: {len(empty)} {verb} no training image: {_some(empty)}")
+            lines.append(f"task {stage.index + 1}: {len(empty)} {verb} no training image: {_some(empty)}")
         if split.test is not None:
             untested = [
                 client
@@ -80,11 +80,11 @@ def split_warnings(split: Split, stream: Stream, class_names: Sequence[str] = ()
                 if len(ids) == 0 and len(split.train[stage.index][client]) > 0
             ]
             if untested:
-                lines.append(f"task {stage.index}: no personal test image for client {_some(untested)}")
+                lines.append(f"task {stage.index + 1}: no personal test image for client {_some(untested)}")
         held = counts[stage.index].sum(axis=0)
         if missing := [c for c in stage.classes if held[c] == 0]:
             names = [_name(stream, c, class_names) for c in missing]
-            lines.append(f"task {stage.index}: no client holds class {_some(names)}")
+            lines.append(f"task {stage.index + 1}: no client holds class {_some(names)}")
     never = np.flatnonzero(counts.sum(axis=(0, 2)) == 0).tolist()
     if never and stream.num_tasks > 1:
         lines.append(f"clients without a training image in any task: {_some(never)}")
@@ -103,7 +103,7 @@ def split_table(split: Split, stream: Stream, class_names: Sequence[str] = ()) -
     for task in data["tasks"]:
         held_out = f", {task['validation']} for validation" if task["validation"] else ""
         lines.append(
-            f"Task {task['task']}: {sum(task['sizes'])} training images{held_out}, {task['test']} for test"
+            f"Task {task['task'] + 1}: {sum(task['sizes'])} training images{held_out}, {task['test']} for test"
         )
         header = ["class", *(f"c{client}" for client in range(shown))]
         rows = [[_label(entry), *_cells(entry["clients"], shown)] for entry in task["classes"]]
@@ -155,7 +155,7 @@ def draw_split(split: Split, stream: Stream, class_names: Sequence[str], path: P
         image = _discs(axes, grid, largest, full) if discs else _heat(axes, grid, largest)
         _mark_empty(axes, split.empty[index])
         _label_panel(axes, split.clients, [_tick(stream, c, class_names) for c in rows[index]])
-        axes.set_title(f"task {index} ({int(grid.sum())} images)", fontsize=8)
+        axes.set_title(f"task {index + 1} ({int(grid.sum())} images)", fontsize=8)
         if index + across >= stream.num_tasks:
             axes.set_xlabel("client", fontsize=8)
         if index % across == 0:

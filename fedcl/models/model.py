@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -70,6 +71,11 @@ class FedModel(nn.Module):
     def feature_dim(self) -> int:
         """Length d of a feature vector."""
         return self._feature_dim
+
+    @cached_property
+    def array_names(self) -> frozenset[str]:
+        """Names of all parameters and buffers; the skeleton's structure is fixed once it is built."""
+        return frozenset(self.state_dict(keep_vars=True))
 
     def forward(self, x: Tensor, taps: Sequence[str] = (), seed: Tensor | None = None) -> Output:
         """Features, embeddings and logits of images (B, C, H, W).
@@ -151,7 +157,7 @@ def run(
     Raises:
         KeyError: arrays that are missing or that the model does not have.
     """
-    expected = model.state_dict(keep_vars=True).keys()
+    expected = model.array_names
     if expected != arrays.keys():
         missing, unknown = sorted(expected - arrays.keys()), sorted(arrays.keys() - expected)
         raise KeyError(f"arrays do not fit the model: missing {missing[:3]}, unknown {unknown[:3]}")

@@ -169,7 +169,7 @@ def test_split_prints_a_table_and_writes_a_picture(command: Any, tmp_path: Path)
         "split", "federation.clients=30", "partition.alpha=0.05", "data.limit=10", "--out", "o"
     )
     assert code == 0
-    assert "fedcl: warning: task 0" in err
+    assert "fedcl: warning: task 1" in err
 
 
 def test_doctor_tells_what_is_missing(command: Any, tmp_path: Path) -> None:

@@ -30,7 +30,11 @@ def test_key_values(name: tuple[object, ...], value: int) -> None:
 
 
 def test_word_values() -> None:
-    assert counter.words(3, 0, "words").tolist() == [7992620061130889373, 8933367711555040437, 17651510863731302616]
+    assert counter.words(3, 0, "words").tolist() == [
+        7992620061130889373,
+        8933367711555040437,
+        17651510863731302616,
+    ]
 
 
 def test_uniform_values() -> None:
@@ -50,7 +54,9 @@ def test_stream_values() -> None:
     assert [stream.word(), stream.below(10), stream.below(10)] == [12395468350941637550, 5, 1]
     assert stream.normal() == pytest.approx(-0.9197240655075951, rel=1e-12)
     assert stream.shuffle([0, 1, 2, 3, 4]) == [4, 1, 2, 0, 3]
-    assert stream.dirichlet([0.5, 1.0, 3.0]).tolist() == pytest.approx([0.02688721538002235, 0.4631638778666111, 0.5099489067533666], rel=1e-12)
+    assert stream.dirichlet([0.5, 1.0, 3.0]).tolist() == pytest.approx(
+        [0.02688721538002235, 0.4631638778666111, 0.5099489067533666], rel=1e-12
+    )
 
 
 def test_counter_values() -> None:
@@ -59,8 +65,13 @@ def test_counter_values() -> None:
     assert counter.hash32(torch.tensor([0, 1, 2**32 - 1])).tolist() == [0, 1753845952, 1734902346]
     assert counter.counter_bits(seed, tag, (3,)).tolist() == [1608685340, 1164741885, 3500887591]
     assert counter.counter_integers(seed, tag, 10, (6,)).tolist() == [3, 2, 8, 8, 5, 1]
-    assert counter.counter_uniform(seed, tag, (2,), torch.float64).tolist() == [0.37455126643180847, 0.27118757367134094]
-    assert counter.counter_normal(seed, tag, (2,), torch.float64).tolist() == pytest.approx([-0.34034433139609044, 1.545379021814172], rel=1e-12)
+    assert counter.counter_uniform(seed, tag, (2,), torch.float64).tolist() == [
+        0.37455126643180847,
+        0.27118757367134094,
+    ]
+    assert counter.counter_normal(seed, tag, (2,), torch.float64).tolist() == pytest.approx(
+        [-0.34034433139609044, 1.545379021814172], rel=1e-12
+    )
     assert counter.step_seed(torch.tensor(5), torch.tensor(9)).item() == 1057416617
 
 

@@ -99,7 +99,12 @@ class Lab:
     known: ClassVar[dict[str, tuple[dict[str, Any], int]]] = {}
 
     def __init__(self, children: Any, tiny_config: TinyConfig, everything: list[str], place: Path) -> None:
-        self.children, self.tiny_config, self.everything, self.place = children, tiny_config, everything, place
+        self.children, self.tiny_config, self.everything, self.place = (
+            children,
+            tiny_config,
+            everything,
+            place,
+        )
 
     def settings(self, stack: str) -> dict[str, Any]:
         overrides = {**BASE, **STACKS[stack]}
@@ -140,7 +145,10 @@ def results(folder: Path) -> dict[str, Any]:
     """What must not depend on interruptions."""
     summary = json.loads((folder / "summary.json").read_text())
     assert summary.pop("wall_seconds") > 0
-    return {"summary": summary, **{n: (folder / n).read_text() for n in ("accuracy_matrix.csv", "rounds.csv")}}
+    return {
+        "summary": summary,
+        **{n: (folder / n).read_text() for n in ("accuracy_matrix.csv", "rounds.csv")},
+    }
 
 
 def kill(function: str, at: int, **more: Any) -> dict[str, Any]:
@@ -164,7 +172,9 @@ def test_killed_anywhere_goes_on_to_the_same_bits(lab: Lab) -> None:
         "between write and rename of the first checkpoint": kill(RENAME, 1, match=CHECKPOINT),
         "between write and rename of a later checkpoint": kill(RENAME, 4, match=CHECKPOINT),
         "after the rename, before older ones are removed": kill(RENAME, 3, match=CHECKPOINT, when="after"),
-        "half a tensor file of a checkpoint written": kill(WRITE, 5, match="state.safetensors", action="tear"),
+        "half a tensor file of a checkpoint written": kill(
+            WRITE, 5, match="state.safetensors", action="tear"
+        ),
         "half a client state written": kill(WRITE, 9, match="clients/", action="tear"),
         "between the clients of a round": kill(RENAME, 5, match="clients/"),
         "while the matrix is replaced": kill(RENAME, 2, match="accuracy_matrix"),
@@ -185,7 +195,9 @@ def test_killed_at_random_points_goes_on_to_the_same_bits(lab: Lab, stack: str) 
     drawn = counter.sample(points, RANDOM_POINTS[stack], "resume", stack)
     print(f"{stack}: killed at {drawn} of {points}")
     for point in drawn:
-        folder, answer = lab.start(lab.settings(stack), {"functions": lab.everything, "at": point + 1, "action": "kill"})
+        folder, answer = lab.start(
+            lab.settings(stack), {"functions": lab.everything, "at": point + 1, "action": "kill"}
+        )
         assert answer["signal"] == signal.SIGKILL
         if not (folder / "config.yaml").exists():
             assert "a run folder" in lab.resume(folder)["error"]
@@ -304,7 +316,8 @@ def test_second_interrupt_while_the_checkpoint_of_the_first_is_saved(lab: Lab) -
 
 
 @pytest.mark.parametrize(
-    ("match", "at"), [("checkpoints/", 5), ("clients/", 7), ("accuracy_matrix", 1), ("rounds.csv", 2), ("summary", 1)]
+    ("match", "at"),
+    [("checkpoints/", 5), ("clients/", 7), ("accuracy_matrix", 1), ("rounds.csv", 2), ("summary", 1)],
 )
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(lab: Lab, match: str, at: int) -> None:
     whole, _ = lab.whole("everything")
@@ -349,7 +362,9 @@ def test_resume_of_a_finished_run_does_nothing(tiny: Tiny) -> None:
     kept = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in result.folder.rglob("*") if p.is_file()}
     again = resume(result.folder, progress=QuietProgress())
     assert (again.summary, again.matrix) == (result.summary, result.matrix)
-    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in result.folder.rglob("*") if p.is_file()} == kept
+    assert {
+        p: (p.read_bytes(), p.stat().st_mtime_ns) for p in result.folder.rglob("*") if p.is_file()
+    } == kept
 
 
 def test_resume_of_no_run_is_a_usage_error(tmp_path: Path) -> None:
@@ -372,7 +387,9 @@ def test_resume_on_other_data_is_refused(lab: Lab) -> None:
         resume(folder, progress=QuietProgress())
 
 
-def test_a_run_with_a_plugin_resumes_in_the_process_that_began_it(tiny_config: TinyConfig, tmp_path: Path) -> None:
+def test_a_run_with_a_plugin_resumes_in_the_process_that_began_it(
+    tiny_config: TinyConfig, tmp_path: Path
+) -> None:
     from fedcl.progress import QuietProgress
     from fedcl.run import resume, run
 

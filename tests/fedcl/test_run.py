@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 Tiny = Callable[[Mapping[str, Any]], "RunResult"]
 TinyConfig = Callable[[Mapping[str, Any]], Config]
 HASHES = ("model_sha256", "state_sha256", "split_sha256")
-STACK = {"strategy": ["fedlwf", "nearest_mean", "supcon", "weight_aligning", "replay"], "federation.batch_min": 2}
+STACK = {
+    "strategy": ["fedlwf", "nearest_mean", "supcon", "weight_aligning", "replay"],
+    "federation.batch_min": 2,
+}
 
 
 def hashes(result: RunResult) -> list[str]:
@@ -65,7 +68,16 @@ def test_the_stored_config_repeats_the_run(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_line_repeats_a_stored_config(tiny: Tiny, tmp_path: Path) -> None:
     first = tiny({"strategy": ["replay"]})
-    command = [sys.executable, "-m", "fedcl", "run", str(first.folder / "config.yaml"), "--out", str(tmp_path / "cli"), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedcl",
+        "run",
+        str(first.folder / "config.yaml"),
+        "--out",
+        str(tmp_path / "cli"),
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     again = json.loads(done.stdout)
     assert [again[name] for name in HASHES] == hashes(first)
@@ -91,14 +103,22 @@ def literal_training(config: Config) -> dict[str, torch.Tensor]:
     experiment = build(config)
     node, stages = experiment.node, experiment.stream.stages
     linear, head = torch.nn.Linear(64, 8).double(), None
-    linear.load_state_dict({n.removeprefix("encoder.1.").removeprefix("encoder.0."): a for n, a in experiment.initial.items() if n.startswith("encoder.")})
+    linear.load_state_dict(
+        {
+            n.removeprefix("encoder.1.").removeprefix("encoder.0."): a
+            for n, a in experiment.initial.items()
+            if n.startswith("encoder.")
+        }
+    )
     store = node.store
     for task, stage in enumerate(stages):
         width = len(experiment.stream.known(task))
         grown = torch.nn.Linear(8, width).double()
         with torch.no_grad():
             for name, parameter in grown.named_parameters():
-                parameter.copy_(node.grown(f"head.{name}", experiment.initial[f"head.{name}"], width, "initial"))
+                parameter.copy_(
+                    node.grown(f"head.{name}", experiment.initial[f"head.{name}"], width, "initial")
+                )
                 if head is not None:
                     parameter[: len(head.bias)] = dict(head.named_parameters())[name]
         head = grown
@@ -120,7 +140,12 @@ def literal_training(config: Config) -> dict[str, torch.Tensor]:
 
 
 def test_one_client_is_plain_centralised_training(tiny: Tiny) -> None:
-    overrides = {"federation.clients": 1, "federation.epochs": 3, "data.limit": 40, "optimiser.weight_decay": 1e-3}
+    overrides = {
+        "federation.clients": 1,
+        "federation.epochs": 3,
+        "data.limit": 40,
+        "optimiser.weight_decay": 1e-3,
+    }
     result = tiny(overrides)
     expected = literal_training(load_config(result.folder / "config.yaml"))
     arrays = dict(result.model.named_parameters())
@@ -128,7 +153,10 @@ def test_one_client_is_plain_centralised_training(tiny: Tiny) -> None:
     assert (weight - expected["encoder"]).abs().max() < 1e-8
     assert (arrays["head.weight"] - expected["head"]).abs().max() < 1e-8
     assert (arrays["head.bias"] - expected["bias"]).abs().max() < 1e-8
-    assert hashes(tiny({**overrides, "strategy": ["joint"], "scenario.tasks": 1}))[0] == hashes(tiny({**overrides, "scenario.tasks": 1}))[0]
+    assert (
+        hashes(tiny({**overrides, "strategy": ["joint"], "scenario.tasks": 1}))[0]
+        == hashes(tiny({**overrides, "scenario.tasks": 1}))[0]
+    )
 
 
 # federation and optimiser settings
@@ -139,7 +167,9 @@ def test_partial_participation_samples_the_stated_cohort(tiny: Tiny) -> None:
     rounds = [e for e in RunFolder.view(result.folder).events() if e["event"] == "round"]
     assert [e["clients"] for e in rounds] == [3] * 8
     assert len({e["samples"] for e in rounds}) > 2  # other clients each time
-    assert tiny({"federation.clients": 6, "federation.participation": 0.01}).summary["bytes_up"] > 0  # never nobody
+    assert (
+        tiny({"federation.clients": 6, "federation.participation": 0.01}).summary["bytes_up"] > 0
+    )  # never nobody
 
 
 def test_steps_in_place_of_epochs(tiny: Tiny) -> None:
@@ -176,7 +206,9 @@ def test_each_optimiser_setting_runs_and_acts(tiny: Tiny, settings: dict[str, An
 
 def test_a_schedule_over_rounds_is_the_stated_rate(tiny: Tiny) -> None:
     """With linear decay to 0 over one round a task of two, the second round trains at half the rate."""
-    linear = tiny({"optimiser.schedule": "linear", "federation.clients": 1, "scenario.tasks": 1, "federation.rounds": 1})
+    linear = tiny(
+        {"optimiser.schedule": "linear", "federation.clients": 1, "scenario.tasks": 1, "federation.rounds": 1}
+    )
     constant = tiny({"federation.clients": 1, "scenario.tasks": 1, "federation.rounds": 1})
     assert hashes(linear)[0] == hashes(constant)[0]  # the first round has the whole rate
 
@@ -198,7 +230,12 @@ def test_run_folder_holds_what_the_contract_says(tiny: Tiny) -> None:
             "average_incremental_accuracy", "forgetting", "forgetting_first_last", "backward_transfer", "forward_transfer",
             "bytes_up", "bytes_down", "wall_seconds", "model_sha256", "state_sha256", "status", "undefined"} <= set(summary)  # fmt: skip
     assert summary == result.summary
-    assert (summary["status"], summary["num_tasks"], summary["num_clients"], summary["rounds"]) == ("done", 2, 3, 4)
+    assert (summary["status"], summary["num_tasks"], summary["num_clients"], summary["rounds"]) == (
+        "done",
+        2,
+        3,
+        4,
+    )
     assert summary["wall_seconds"] > 0
     json.loads((folder / "environment.json").read_text())
 
@@ -213,7 +250,9 @@ def test_matrix_file_and_metrics_by_hand(tiny: Tiny) -> None:
     assert ((r >= 0) & (r <= 1)).all()
     s = result.summary
     assert s["average_accuracy"] == pytest.approx(r[2].mean())
-    assert s["average_incremental_accuracy"] == pytest.approx(np.mean([r[i, : i + 1].mean() for i in range(3)]))
+    assert s["average_incremental_accuracy"] == pytest.approx(
+        np.mean([r[i, : i + 1].mean() for i in range(3)])
+    )
     assert s["forgetting"] == pytest.approx(np.mean([r[j:2, j].max() - r[2, j] for j in range(2)]))
     assert s["forgetting_first_last"] == pytest.approx(np.mean([r[j, j] - r[2, j] for j in range(2)]))
     assert s["backward_transfer"] == pytest.approx(-s["forgetting_first_last"])
@@ -237,7 +276,12 @@ def test_events(tiny: Tiny) -> None:
     lines = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
     assert all({"event", "time", "attempt", "task", "round"} <= set(line) for line in lines)
     assert {line["attempt"] for line in lines} == {1}
-    assert [(e["task"], e["round"]) for e in lines if e["event"] == "round"] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(e["task"], e["round"]) for e in lines if e["event"] == "round"] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]
     assert [e["task"] for e in lines if e["event"] == "task"] == [0, 1]
     assert lines[-1]["event"] == "run_end"
     times = [line["time"] for line in lines]
@@ -275,7 +319,9 @@ def test_a_single_task_has_no_forgetting(tiny: Tiny) -> None:
     assert summary["average_accuracy"] == summary["average_incremental_accuracy"] is not None
 
 
-def test_scores_that_are_no_numbers_fail_the_run_without_a_number(tiny_config: TinyConfig, tmp_path: Path) -> None:
+def test_scores_that_are_no_numbers_fail_the_run_without_a_number(
+    tiny_config: TinyConfig, tmp_path: Path
+) -> None:
     path = tmp_path / "nan_scores.py"
     path.write_text(
         "from fedcl.strategy import Strategy\n"
@@ -324,20 +370,32 @@ def test_init_from_another_runs_base_session(tiny: Tiny) -> None:
 
     base = tiny({"name": "base"})
     encoder = load_file(base.folder / "base.safetensors")
-    settings = {"federation.participation": 0.34, "federation.rounds": 1, "optimiser.lr": 1e-30, "scenario.tasks": 1}
+    settings = {
+        "federation.participation": 0.34,
+        "federation.rounds": 1,
+        "optimiser.lr": 1e-30,
+        "scenario.tasks": 1,
+    }
     started = tiny({**settings, "init": f"{base.folder}@task0"})
     arrays = started.model.state_dict()
     for name in (n for n in encoder if n.startswith("encoder.")):
         assert torch.allclose(arrays[name], encoder[name], atol=1e-20)
     assert not torch.allclose(arrays["head.weight"][:5], encoder["head.weight"])  # the head is the run's own
-    assert hashes(tiny({**settings, "init": str(base.folder / "base.safetensors"), "name": "f"}))[0] == hashes(started)[0]
+    assert (
+        hashes(tiny({**settings, "init": str(base.folder / "base.safetensors"), "name": "f"}))[0]
+        == hashes(started)[0]
+    )
     final = tiny({**settings, "init": str(base.folder), "name": "g"})
     assert hashes(final)[0] != hashes(started)[0]  # a folder alone is its last state
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("nowhere@task0", "does not exist"), ("nowhere.safetensors", "does not exist"), ("nowhere@task3", "RUN@task0")],
+    [
+        ("nowhere@task0", "does not exist"),
+        ("nowhere.safetensors", "does not exist"),
+        ("nowhere@task3", "RUN@task0"),
+    ],
 )
 def test_init_from_nowhere_is_a_usage_error(tiny: Tiny, source: str, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:

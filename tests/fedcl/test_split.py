@@ -127,8 +127,8 @@ def test_empty_clients_are_reported_and_warned_of():
     split = partition_stream(stream, FirstTakesAll(), settings.Partition(), 4, 0)
     assert split.empty == ((2, 3), (2, 3))
     assert split_warnings(split, stream) == [
-        "task 0: 2 clients hold no training image: 2, 3",
         "task 1: 2 clients hold no training image: 2, 3",
+        "task 2: 2 clients hold no training image: 2, 3",
         "clients without a training image in any task: 2, 3",
     ]
 
@@ -137,7 +137,7 @@ def test_classes_without_a_holder_are_warned_of():
     stream = stream_of(tasks=1)
     rows = np.flatnonzero(stream.train_labels == 0)
     split = Split(1, ((rows,),), None, None, 2, stream.train_labels)
-    assert split_warnings(split, stream, ("cat", "dog")) == ["task 0: no client holds class cat"]
+    assert split_warnings(split, stream, ("cat", "dog")) == ["task 1: no client holds class cat"]
 
 
 def test_table_and_summary_of_a_known_split():
@@ -145,14 +145,14 @@ def test_table_and_summary_of_a_known_split():
     split = partition_stream(stream, FirstTakesAll(), settings.Partition(test="same_mix"), 3, 0)
     table = split_table(split, stream, ("ant", "bee", "cat", "dog"))
     assert table.splitlines()[:6] == [
-        "Task 0: 60 training images, 18 for test",
+        "Task 1: 60 training images, 18 for test",
         "class     c0  c1  c2  sum",
         "3 dog     30   .   .   30",
         "2 cat      .  30   .   30",
         "all       30  30   .   60",
         "own test   9   9   .   18",
     ]
-    assert "Warning: task 1: 1 client holds no training image: 2" in table
+    assert "Warning: task 2: 1 client holds no training image: 2" in table
     data = json.loads(json.dumps(split_summary(split, stream)))
     assert data["tasks"][1]["classes"][0] == {"position": 2, "class": 1, "name": "1", "clients": [30, 0, 0]}
     assert data["tasks"][1]["sizes"] == [30, 30, 0]

@@ -48,9 +48,14 @@ def test_groups_have_scopes_of_their_own() -> None:
 
 def test_the_same_tensor_twice_in_a_message_is_charged_once() -> None:
     meter = ByteMeter()
-    assert meter.charge_down([Group("model", "model:1", A), Group("previous", "task:1", dict(A))], [0, 1]) == 64
+    assert (
+        meter.charge_down([Group("model", "model:1", A), Group("previous", "task:1", dict(A))], [0, 1]) == 64
+    )
     # An equal tensor that is another one is charged.
-    assert ByteMeter().charge_down([Group("model", "m", A), Group("previous", "t", {"w": A["w"].clone()})], [0]) == 56
+    assert (
+        ByteMeter().charge_down([Group("model", "m", A), Group("previous", "t", {"w": A["w"].clone()})], [0])
+        == 56
+    )
 
 
 def test_a_twin_is_free_only_for_clients_that_get_the_first_in_this_message() -> None:
@@ -90,7 +95,10 @@ TRAINING = CLIENTS * ROUNDS * (model(5) + model(10))
 
 def bytes_of(tiny: Tiny, overrides: Mapping[str, Any]) -> tuple[int, int]:
     summary = tiny(overrides).summary
-    assert [sum(c) for c in zip(*summary["bytes_per_task"], strict=True)] == [summary["bytes_up"], summary["bytes_down"]]
+    assert [sum(c) for c in zip(*summary["bytes_per_task"], strict=True)] == [
+        summary["bytes_up"],
+        summary["bytes_down"],
+    ]
     return summary["bytes_up"], summary["bytes_down"]
 
 
@@ -109,7 +117,14 @@ def test_teacher_is_charged_once_a_task_and_client(tiny: Tiny) -> None:
 
 
 def test_teacher_is_charged_in_full_to_a_client_that_comes_later(tiny: Tiny) -> None:
-    result = tiny({"strategy": ["fedlwf"], "federation.participation": 0.34, "federation.rounds": 6, "scenario.tasks": 2})
+    result = tiny(
+        {
+            "strategy": ["fedlwf"],
+            "federation.participation": 0.34,
+            "federation.rounds": 6,
+            "scenario.tasks": 2,
+        }
+    )
     from fedcl import random as counter
 
     down, seen = 6 * (model(5) + model(10)), set()

@@ -17,14 +17,21 @@ def call() -> Call:
         header([2, 5, 9]),
         {"encoder.w": torch.ones(2, 2), "encoder.n": torch.tensor(3)},
         {"encoder.w": torch.zeros(2, 2)},
-        {"fedewc": {"fisher/encoder.w": torch.arange(4.0).reshape(2, 2)}, "x": {"a/b/c": torch.tensor([1], dtype=torch.uint8)}},
+        {
+            "fedewc": {"fisher/encoder.w": torch.arange(4.0).reshape(2, 2)},
+            "x": {"a/b/c": torch.tensor([1], dtype=torch.uint8)},
+        },
         {2: torch.tensor([7, 8]), 5: torch.zeros(0, dtype=torch.int64), 9: torch.tensor([1])},
     )
 
 
 def same(one: Call, other: Call) -> bool:
     left, right = one.arrays(), other.arrays()
-    return one.header == other.header and list(left) == list(right) and all(torch.equal(left[n], right[n]) for n in left)
+    return (
+        one.header == other.header
+        and list(left) == list(right)
+        and all(torch.equal(left[n], right[n]) for n in left)
+    )
 
 
 def test_header_survives_json() -> None:

@@ -54,7 +54,9 @@ def test_rule_is_its_formula(rule: Reduction, dtype: torch.dtype) -> None:
     parts = arrays(dtype)
     got = reduce(rule, parts, WEIGHTS, [[0, 1, 2, 3]])
     assert got.dtype == dtype
-    assert np.allclose(got.double().numpy(), literal(rule, parts, WEIGHTS), rtol=1e-6 if dtype == torch.float32 else 1e-13)
+    assert np.allclose(
+        got.double().numpy(), literal(rule, parts, WEIGHTS), rtol=1e-6 if dtype == torch.float32 else 1e-13
+    )
 
 
 def test_means_of_integers_are_floored_below_zero_too() -> None:
@@ -87,7 +89,11 @@ def test_any_spread_over_nodes_equals_one_node(
     rule: Reduction, dtype: torch.dtype, cuts: list[int], seed: int
 ) -> None:
     clients = 6
-    parts = list((torch.randn(clients, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 9).to(dtype))
+    parts = list(
+        (torch.randn(clients, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 9).to(
+            dtype
+        )
+    )
     weights = [float(1 + (seed * 7 + k * 13) % 40) for k in range(clients)]
     edges = [0, *sorted(cuts), clients]
     nodes = [list(range(a, b)) for a, b in zip(edges, edges[1:], strict=False)]  # some may be empty

@@ -132,6 +132,33 @@ def test_one_round_is_the_rule_on_the_clients_models(
     assert oracle.distance(oracle.final(run(config)), expected) < 1e-9
 
 
+def test_adam_goes_on_over_rounds_and_tasks(tiny_config: Configure, oracle: ModuleType) -> None:
+    config = tiny_config({"strategy": ["fedadam"], "scenario.tasks": 2})
+    world = oracle.World.of(config)
+    method = oracle.Method(lambda w, x, y, local: oracle.cross_entropy(oracle.logits(w, x), y, local.known))
+    w, m, v, t = world.start, {}, {}, 1
+    for task in range(2):
+        w = oracle.grown(w, world, len(world.known[task]))
+        for old in (m, v):
+            for n, a in w.items():
+                wider = torch.zeros_like(a)
+                if n in old:
+                    wider[: len(old[n])] = old[n]
+                old[n] = wider
+        for round_ in range(2):
+            t += 1
+            models = [
+                oracle.train(k, round_, oracle.Local(world, task, w, None, {}), method) for k in range(3)
+            ]
+            mean = plain(models, [float(len(rows)) for rows in world.held[task]])
+            eta = 0.1 * (1 - 0.99**t) ** 0.5 / (1 - 0.9**t)
+            for n in w:
+                m[n] = 0.9 * m[n] + 0.1 * (mean[n] - w[n])
+                v[n] = 0.99 * v[n] + 0.01 * (mean[n] - w[n]).square()
+            w = {n: a + eta * m[n] / (v[n].sqrt() + 1e-3) for n, a in w.items()}
+    assert oracle.distance(oracle.final(execute(config, progress=QuietProgress())), w) < 1e-9
+
+
 @pytest.mark.parametrize("name", ["fedadam", "fedyogi"])
 def test_moments_grow_with_the_head_and_are_saved(tiny: Run, name: str) -> None:
     result = tiny({"strategy": [name], **GROWING})

@@ -1,0 +1,91 @@
+"""Runs the effects of `list.yaml` and records them: ``python -m fedcl.experiments.effects [NAME ...]``.
+
+Results go to ``experiments/results/effects.json`` of the checkout, with machine, versions, revision and seeds; the
+table of ``--table`` is Markdown. Run folders are temporary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fedcl.config import load_config
+from fedcl.environment import cpu_model, source_revision, usable_cpus, versions
+from fedcl.metrics.paired import paired_difference
+from fedcl.progress import QuietProgress
+from fedcl.run import execute
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results" / "effects.json"
+SEEDS = range(5)
+METRIC = "average_accuracy"
+Memo = dict[str, dict[str, Any]]
+
+
+def measure(stack: list[str], settings: dict[str, Any], seed: int, memo: Memo) -> dict[str, Any]:
+    """The summary of one run; equal runs of one call are run once."""
+    kept = {k: v for k, v in settings.items() if not k.startswith("options.") or k.split(".")[1] in stack}
+    name = json.dumps([stack, kept, seed], sort_keys=True)
+    if name not in memo:
+        with tempfile.TemporaryDirectory() as folder:
+            overrides = {"strategy": stack, **kept, "seed": seed, "output.dir": folder, "output.plots": False}
+            memo[name] = execute(load_config(None, overrides), progress=QuietProgress()).summary
+    return memo[name]
+
+
+def effect(entry: dict[str, Any], memo: Memo) -> dict[str, Any]:
+    """One entry of the list, measured over all seeds."""
+    common = entry.get("set", {})
+    first = [measure(entry["method"], common, s, memo)[METRIC] for s in SEEDS]
+    other = [measure(entry["ablation"], {**common, **entry.get("ablation_set", {})}, s, memo)[METRIC] for s in SEEDS]
+    found = paired_difference(first, other)
+    return {**entry, "seeds": list(SEEDS), "metric": METRIC, "method_values": first, "ablation_values": other,
+            "mean": found.mean, "low": found.low, "high": found.high, "verdict": found.verdict}  # fmt: skip
+
+
+def points(value: float | None) -> str:
+    """An accuracy difference in points."""
+    return "-" if value is None else f"{100 * value:+.1f}"
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown, one row an effect."""
+    rows = ["| effect | method | ablation | change (points) | 95 % interval | verdict |", "|---|---|---|---|---|---|"]
+    for name, e in results.items():
+        a, b = (sum(e[k]) / len(e[k]) for k in ("method_values", "ablation_values"))
+        interval = f"{points(e['low'])} to {points(e['high'])}"
+        rows.append(
+            f"| {name}: {e['why']} | {100 * a:.1f} % | {100 * b:.1f} % | {points(e['mean'])} | {interval} | {e['verdict']} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Measures the named effects (default: all) and merges them into the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--table", action="store_true", help="print the recorded results and stop")
+    arguments = parser.parse_args()
+    recorded = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"effects": {}}
+    if arguments.table:
+        print(table(recorded["effects"]))
+        return
+    entries = yaml.safe_load((HERE / "list.yaml").read_text())
+    memo: Memo = {}
+    for name in arguments.names or entries:
+        found = effect(entries[name], memo)
+        recorded["effects"][name] = {**found, "revision": source_revision()}
+        print(f"{name}: {points(found['mean'])} points, {found['verdict']}", flush=True)
+    recorded["effects"] = {name: recorded["effects"][name] for name in entries if name in recorded["effects"]}
+    recorded["machine"] = {"cpu": cpu_model(), "cpus": usable_cpus(), "versions": versions()}
+    recorded["command"] = "python -m fedcl.experiments.effects"
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(recorded, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
