@@ -80,7 +80,9 @@ def resolve_engine(config: settings.Config) -> settings.Config:
     engine = config.engine
     device = device_of(engine.device)
     if engine.path == "stacked":
-        raise UsageError("engine.path", "stacked", "auto or sequential: clients of a node train one by one in this version")
+        raise UsageError(
+            "engine.path", "stacked", "auto or sequential: clients of a node train one by one in this version"
+        )
     convolutional = not config.model.name.startswith("mlp")
     layout = engine.memory_format
     if layout == "auto":
@@ -174,7 +176,9 @@ def build(config: settings.Config) -> Experiment:
         parameters=tuple(parameter_names(model)), buffers=tuple(buffer_names(model)), initial=initial,
     )  # fmt: skip
     warnings = () if any(s.centralised for s in stack) else tuple(split_warnings(split, stream, dataset.class_names))
-    return Experiment(config, stream, split, node, test, initial, dataset.class_names, warnings, split_hash(stream, split))
+    return Experiment(
+        config, stream, split, node, test, initial, dataset.class_names, warnings, split_hash(stream, split)
+    )
 
 
 def split_hash(stream: Stream, split: Split) -> str:

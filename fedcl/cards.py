@@ -213,10 +213,7 @@ def _option_rows(data: dict[str, Any], prefix: str) -> list[list[str]]:
             return str(value).lower()
         return "null" if value is None else str(value)
 
-    return [
-        [prefix + row["name"], row["type"], shown(row["default"]), row["description"]]
-        for row in data["options"]
-    ]
+    return [[prefix + row["name"], row["type"], shown(row["default"]), row["description"]] for row in data["options"]]
 
 
 def _table(columns: tuple[str, ...], rows: list[list[str]], empty: str) -> RenderableType:

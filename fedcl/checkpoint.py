@@ -93,9 +93,7 @@ class Checkpoint:
     meta: dict[str, Any]
 
 
-def save_checkpoint(
-    folder: Path, index: int, arrays: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int
-) -> Path:
+def save_checkpoint(folder: Path, index: int, arrays: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int) -> Path:
     """Saves checkpoint ``index`` durably, then removes all but the newest ``keep``.
 
     Checkpoints with a higher index are removed too: they belong to a history that a resumed run has left.

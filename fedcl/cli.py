@@ -39,9 +39,7 @@ Out = Annotated[str | None, typer.Option(metavar="DIR", help="Output directory (
 Runtime = Annotated[str | None, typer.Option(metavar="local|ray|deploy", help="Where clients run.")]
 Device = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where tensors live.")]
 DataRoot = Annotated[str | None, typer.Option(metavar="DIR", help="Datasets; also FEDCL_DATA_ROOT.")]
-Plugins = Annotated[
-    list[str] | None, typer.Option("--plugin", metavar="FILE.py", help="More strategies; repeatable.")
-]
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", metavar="FILE.py", help="More strategies; repeatable.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Only JSON on standard output.")]
 RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of finished runs.")]
@@ -190,9 +188,7 @@ def split(
         try:
             picture.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(
-                "output.dir", config.output.dir, f"cannot be written: {error.strerror}"
-            ) from error
+            raise UsageError("output.dir", config.output.dir, f"cannot be written: {error.strerror}") from error
         draw_split(parts, stream, names, picture)
     if as_json:
         _print_json({**split_summary(parts, stream, names), "picture": str(picture)})
@@ -315,11 +311,7 @@ def _print_result(result: RunResult, as_json: bool) -> None:
     summary = result.summary
     keys = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
     rows = [(key.replace("_", " "), percent(summary.get(key))) for key in keys]
-    rows += [
-        (f"bytes {way}", size(summary[f"bytes_{way}"]))
-        for way in ("up", "down")
-        if summary.get(f"bytes_{way}")
-    ]
+    rows += [(f"bytes {way}", size(summary[f"bytes_{way}"])) for way in ("up", "down") if summary.get(f"bytes_{way}")]
     rows.append(("model sha256", str(summary.get("model_sha256"))[:16]))
     rows.append(("results in", str(result.folder)))
     for name, text in rows:

@@ -233,9 +233,7 @@ def config_hash(config: Config) -> str:
     for section in ("name", "output", "engine"):
         del data[section]
     files = [Path(plugin) for plugin in config.plugins]
-    data["plugins"] = [
-        hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file) for file in files
-    ]
+    data["plugins"] = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file) for file in files]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

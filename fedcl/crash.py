@@ -29,9 +29,7 @@ def crash_report(folder: Path) -> Iterator[None]:
 def stored(error: BaseException, folder: Path | None) -> str:
     """Writes the traceback to ``folder/error.txt`` or a temporary file; returns the first cause."""
     first = error
-    while (
-        cause := first.__cause__ or (None if first.__suppress_context__ else first.__context__)
-    ) is not None:
+    while (cause := first.__cause__ or (None if first.__suppress_context__ else first.__context__)) is not None:
         first = cause
     text = "".join(traceback.format_exception(error))
     try:

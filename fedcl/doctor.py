@@ -81,9 +81,7 @@ def describe(report: dict[str, Any]) -> str:
     rows += [("problem", text) for text in report["problems"]]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
-    return "\n".join(
-        [*lines, "all that is required works" if report["ok"] else "something required is broken"]
-    )
+    return "\n".join([*lines, "all that is required works" if report["ok"] else "something required is broken"])
 
 
 def _device() -> tuple[dict[str, Any], list[str]]:

@@ -81,7 +81,9 @@ class Evaluator:
         hits = self.predict(predictor, self.node.store, rows) == self.stream.train_labels[rows]
         return int(hits.sum()), len(rows)
 
-    def personal(self, arrays: Arrays, strategies: dict[str, Arrays], known: Tensor, upto: int) -> dict[str, Any] | None:
+    def personal(
+        self, arrays: Arrays, strategies: dict[str, Arrays], known: Tensor, upto: int
+    ) -> dict[str, Any] | None:
         """Each client's (correct, total) on its own test images of every task, or None where there are none.
 
         A client with private parts is tested with them; without any, one pass serves all clients.
@@ -105,7 +107,9 @@ class Evaluator:
             if self.node.private:
                 own = self.node.private_arrays(self.node.clients.get(c, upto), len(known))
                 rows = np.unique(np.concatenate([task[c] for task in tests]))
-                hit[rows] = self.predict(self.predictor({**arrays, **own}, strategies, known), store, rows) == labels[rows]
+                hit[rows] = (
+                    self.predict(self.predictor({**arrays, **own}, strategies, known), store, rows) == labels[rows]
+                )
             for j, task in enumerate(tests):
                 correct[c][j] = int(hit[task[c]].sum())
         return {"correct": correct, "total": total}

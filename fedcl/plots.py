@@ -108,14 +108,10 @@ def plot_matrix(matrix: Matrix, path: Path, title: str) -> Path:
         for (i, j), value in np.ndenumerate(percent):
             if np.isnan(value):
                 corner = (j - 0.5, i - 0.5)
-                axes.add_patch(
-                    Rectangle(corner, 1, 1, facecolor=GREY, edgecolor="#7F7F7F", hatch="////", lw=0)
-                )
+                axes.add_patch(Rectangle(corner, 1, 1, facecolor=GREY, edgecolor="#7F7F7F", hatch="////", lw=0))
             elif size >= 4.5:
                 ink = "black" if luminance(colours(value / 100)) > 0.18 else "white"
-                axes.text(
-                    j, i, f"{value:.0f}", ha="center", va="center", fontsize=size, color=ink, in_layout=False
-                )
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=size, color=ink, in_layout=False)
         edge = np.repeat(np.arange(tasks + 1) - 0.5, 2)
         for colour, width in (("white", 3.0), ("black", 1.2)):
             axes.plot(edge[2:-1], edge[1:-2], color=colour, lw=width)
@@ -235,8 +231,7 @@ def _curves(stacks: Sequence[FloatArray], test_counts: Counts | None) -> list[Fl
     if test_counts is None:
         return [100 * np.array([mx.seen_accuracy(r) for r in stack], dtype=np.float64) for stack in stacks]
     return [
-        100 * np.array([mx.seen_accuracy_weighted(r, test_counts) for r in stack], dtype=np.float64)
-        for stack in stacks
+        100 * np.array([mx.seen_accuracy_weighted(r, test_counts) for r in stack], dtype=np.float64) for stack in stacks
     ]
 
 

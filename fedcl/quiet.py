@@ -61,9 +61,7 @@ def quiet_libraries(sink: Sink) -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         where = f"{Path(filename).name}:{lineno}"
-        sink(
-            {"event": "warning", "source": where, "level": category.__name__, "message": str(message).strip()}
-        )
+        sink({"event": "warning", "source": where, "level": category.__name__, "message": str(message).strip()})
 
     for logger in loggers:
         logger.handlers = [divert]

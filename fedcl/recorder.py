@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from .progress import Progress
     from .runfolder import RunFolder
 
-ROUND_COLUMNS = ("task", "round", "accuracy_seen", "loss", "clients", "samples", "steps", "bytes_up", "bytes_down")
+ROUND_COLUMNS = (
+    "task",
+    "round",
+    "accuracy_seen",
+    "loss",
+    "clients",
+    "samples",
+    "steps",
+    "bytes_up",
+    "bytes_down",
+)
 METRICS = (
     "average_accuracy", "average_incremental_accuracy", "forgetting", "forgetting_first_last", "backward_transfer",
     "forward_transfer",
@@ -70,9 +80,7 @@ class Recorder:
         stream = self.experiment.stream
         baseline: list[float | None] | None = None
         if stream.num_tasks > 1 and self.scores_unseen():
-            grown = {
-                n: self.evaluator.node.grown(n, a, len(self.known(0)), "initial") for n, a in state.model.items()
-            }
+            grown = {n: self.evaluator.node.grown(n, a, len(self.known(0)), "initial") for n, a in state.model.items()}
             mask = torch.ones_like(self.known(0)) if self.config.model.head_allocate == "all" else self.known(0)
             predictor = self.evaluator.predictor(grown, {}, mask)
             baseline = [ratio(*pair) for pair in zip(*self.evaluator.row(predictor), strict=True)]
@@ -105,7 +113,9 @@ class Recorder:
             self.progress.message(f"note: task {task + 1}, round {round_ + 1}: no client of the cohort could train")
         every = self.config.evaluate.every
         if every and state.round % every == 0:
-            correct, total = self.evaluator.row(self.evaluator.predictor(state.model, state.strategies, self.known(task)))
+            correct, total = self.evaluator.row(
+                self.evaluator.predictor(state.model, state.strategies, self.known(task))
+            )
             seen = ratio(sum(correct[: task + 1]), sum(total[: task + 1]))
             loss = sum(losses.values()) if losses else None
             row = [task, round_, seen, loss, measured["cohort"], samples, measured["steps"], measured["bytes_up"],
@@ -171,7 +181,9 @@ class Recorder:
         centralised = any(s.centralised for s in experiment.node.stack)
         up, down = (None, None) if centralised else (state.meter["up"], state.meter["down"])
         validation = ratio(*records["validation"][-1])
-        undefined += [n for n, v in (("bytes_up", up), ("bytes_down", down), ("validation_accuracy", validation)) if v is None]
+        undefined += [
+            n for n, v in (("bytes_up", up), ("bytes_down", down), ("validation_accuracy", validation)) if v is None
+        ]
         summary: dict[str, Any] = {
             "name": config.name, "seed": config.seed, "strategy": list(config.strategy), "scenario": config.scenario.name,
             "dataset": config.data.name, "num_tasks": experiment.stream.num_tasks, "num_clients": experiment.split.clients,

@@ -105,9 +105,7 @@ class Registry:
             return meant[0].cls  # type: ignore[return-value]
         names = [name for entry in entries for name in (entry.name, *getattr(entry.cls, "aliases", ()))]
         broken = "".join(f"; {entry.problem}" for entry in entries if entry.cls is None)
-        raise UsageError(
-            key, name, f"there is no such {kind_text(kind)}; see 'fedcl list {kind}'{broken}", names
-        )
+        raise UsageError(key, name, f"there is no such {kind_text(kind)}; see 'fedcl list {kind}'{broken}", names)
 
     def entries(self, kind: Kind) -> list[Entry]:
         """All entries by name; broken ones have a problem instead of a class."""
@@ -208,9 +206,7 @@ class Registry:
         if not isinstance(cls, type) or not issubclass(cls, getattr(importlib.import_module(module), base)):
             return Entry(name, origin, None, f"{text} is no subclass of {module}.{base}")
         if getattr(cls, "name", "") != name:
-            return Entry(
-                name, origin, None, f"{text} names a class whose name is {getattr(cls, 'name', '')!r}"
-            )
+            return Entry(name, origin, None, f"{text} names a class whose name is {getattr(cls, 'name', '')!r}")
         return Entry(name, origin, cls)
 
 

@@ -52,9 +52,7 @@ def _strategies(config: Config) -> tuple[Strategy, ...]:
     for name in config.strategy:
         cls = registry.load("strategies", name)
         if cls.name in classes:
-            raise UsageError(
-                "strategy", config.strategy, f"{written[cls.name]} and {name} are the same strategy"
-            )
+            raise UsageError("strategy", config.strategy, f"{written[cls.name]} and {name} are the same strategy")
         classes[cls.name], written[cls.name] = cls, name
     given: dict[str, dict[str, Any]] = {}
     prefixes: dict[str, str] = {}

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from . import app, config as settings
+from . import app
+from . import config as settings
 from .build import Experiment, build, build_split
 from .checkpoint import load_newest, save_checkpoint, stored_metas
 from .environment import environment

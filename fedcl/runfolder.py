@@ -39,9 +39,7 @@ def check_name(name: str) -> str:
     """
     printable = name.isprintable() and name == name.strip() and len(name.encode(errors="replace")) <= 200
     if not name or not printable or name.startswith((".", "-")) or any(sign in name for sign in "/\\"):
-        allowed = (
-            "one folder name: 1 to 200 printable characters, no slash, not starting with a dot or a dash"
-        )
+        allowed = "one folder name: 1 to 200 printable characters, no slash, not starting with a dot or a dash"
         raise UsageError("name", name, allowed)
     return name
 
@@ -248,14 +246,10 @@ def _acquire(path: Path) -> int:
 
 def _refuse_used(path: Path) -> None:
     if (path / CONFIG).exists():
-        allowed = (
-            f"it holds another run; `fedcl resume {path}` goes on with it, another name or seed starts anew"
-        )
+        allowed = f"it holds another run; `fedcl resume {path}` goes on with it, another name or seed starts anew"
         raise UsageError("output.dir", str(path), allowed)
     if any(not entry.name.startswith(".") for entry in path.iterdir()):
-        allowed = (
-            f"it is not empty and holds no {CONFIG} to resume; remove it, or choose another name or seed"
-        )
+        allowed = f"it is not empty and holds no {CONFIG} to resume; remove it, or choose another name or seed"
         raise UsageError("output.dir", str(path), allowed)
 
 

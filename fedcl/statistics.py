@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def class_sums(
-    batches: Iterable[tuple[Tensor, Tensor]], features: Callable[[Tensor], Tensor], num_classes: int, dimension: int
+    batches: Iterable[tuple[Tensor, Tensor]],
+    features: Callable[[Tensor], Tensor],
+    num_classes: int,
+    dimension: int,
 ) -> tuple[Tensor, Tensor]:
     """Sums and counts of features by class, in float64.
 

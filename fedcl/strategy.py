@@ -255,19 +255,44 @@ class Server(Protocol):
         rounds_done: rounds since the start of the run.
         known, new: (C,) bool masks over class positions.
         previous: the global model at the end of the previous task, or None in the first.
+        repeats: whether a bound of the stack shows clients images of earlier tasks again.
     """
 
-    arrays: Arrays
-    state: Arrays
-    uploads: Arrays
-    task: int
-    round: int
-    rounds_done: int
-    num_clients: int
-    known: Tensor
-    new: Tensor
-    previous: Arrays | None
-    model: FedModel
+    @property
+    def arrays(self) -> Arrays: ...
+
+    @property
+    def state(self) -> Arrays: ...
+
+    @property
+    def uploads(self) -> Arrays: ...
+
+    @property
+    def task(self) -> int: ...
+
+    @property
+    def round(self) -> int: ...
+
+    @property
+    def rounds_done(self) -> int: ...
+
+    @property
+    def num_clients(self) -> int: ...
+
+    @property
+    def known(self) -> Tensor: ...
+
+    @property
+    def new(self) -> Tensor: ...
+
+    @property
+    def previous(self) -> Arrays | None: ...
+
+    @property
+    def model(self) -> FedModel: ...
+
+    @property
+    def repeats(self) -> bool: ...
 
     def exchange(
         self,
@@ -318,6 +343,7 @@ class Strategy:
         model_reduction: ``weighted_mean``, or ``stack`` when `aggregate` needs each client's model.
         like_parameters: state names ``NAME/parameter`` that grow with the head: new rows are ``zero`` or ``initial``.
         centralised: a bound that pools data; its bytes are undefined.
+        repeats: a bound whose tasks hold images of earlier tasks again.
         yields: exclusive slots that this strategy leaves to another one that claims them.
     """
 
@@ -332,6 +358,7 @@ class Strategy:
     model_reduction: ClassVar[Reduction] = "weighted_mean"
     like_parameters: ClassVar[Mapping[str, Literal["zero", "initial"]]] = {}
     centralised: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
     yields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: Any = None) -> None:

@@ -164,9 +164,7 @@ class Partition(ABC):
         redrawn.
         """
 
-    def split(
-        self, labels: Ids, clients: int, config: settings.Partition, *stream_parts: object
-    ) -> list[Ids]:
+    def split(self, labels: Ids, clients: int, config: settings.Partition, *stream_parts: object) -> list[Ids]:
         """Splits one task.
 
         Args:
@@ -328,9 +326,7 @@ def _same_mix(stream: Stream, stage: Stage, held: Sequence[Ids], seed: int) -> l
         for label in np.flatnonzero(mine):
             pool = by_class.get(int(label), rows[0])
             count = -(-len(pool) * int(mine[label]) // int(total[label]))
-            order = counter.permutation(
-                len(pool), seed, "partition", stage.index, "same_mix", client, int(label)
-            )
+            order = counter.permutation(len(pool), seed, "partition", stage.index, "same_mix", client, int(label))
             rows.append(pool[order[:count]])
         out.append(np.sort(np.concatenate(rows)))
     return out

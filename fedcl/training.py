@@ -39,8 +39,14 @@ def blame(strategy: Strategy, hook: str) -> Iterator[None]:
             trace = trace.tb_next
         where = f" ({trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno})" if trace else ""
         single = "more than 1 value per channel" in str(error)  # BatchNorm's own words
-        hint = "; a batch of one image cannot train BatchNorm: set federation.batch_min=2 or model.norm=group" if single else ""
-        raise RunFailed(f"strategy {strategy.name!r} failed in {hook}: {type(error).__name__}: {error}{where}{hint}") from error
+        hint = (
+            "; a batch of one image cannot train BatchNorm: set federation.batch_min=2 or model.norm=group"
+            if single
+            else ""
+        )
+        raise RunFailed(
+            f"strategy {strategy.name!r} failed in {hook}: {type(error).__name__}: {error}{where}{hint}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,9 @@ def total_loss(stack: Stack, step: Step, client: Client) -> dict[str, Tensor]:
         with blame(strategy, "loss"):
             for name, term in strategy.loss(narrowed(step, strategy, client.down, client.state)).items():
                 if term.ndim:
-                    raise RunFailed(f"strategy {strategy.name!r}: loss term {name!r} has shape {tuple(term.shape)}, not a scalar")
+                    raise RunFailed(
+                        f"strategy {strategy.name!r}: loss term {name!r} has shape {tuple(term.shape)}, not a scalar"
+                    )
                 terms[f"{strategy.name}.{name}"] = term
     return terms
 

@@ -155,9 +155,7 @@ def _check_optimiser(config: Config) -> None:
         raise UsageError("optimiser.nesterov", True, "needs optimiser.name=sgd and a momentum above 0")
     stones = optimiser.milestones
     if any(a >= b for a, b in zip([-1, *stones], stones, strict=False)):
-        raise UsageError(
-            "optimiser.milestones", stones, "must be whole numbers of at least 0 in rising order"
-        )
+        raise UsageError("optimiser.milestones", stones, "must be whole numbers of at least 0 in rising order")
     if (optimiser.schedule == "step") != bool(stones):
         allowed = "must be given with schedule=step, and only then"
         raise UsageError("optimiser.milestones", stones, allowed)

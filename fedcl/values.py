@@ -154,9 +154,7 @@ def _sequence(origin: type, arguments: tuple[Any, ...], value: Any, key: str) ->
             raise UsageError(key, value, f"must be a list of {len(inner)} values")
     else:
         inner = inner * len(items)
-    return origin(
-        coerce(hint, item, f"{key}[{i}]") for i, (hint, item) in enumerate(zip(inner, items, strict=True))
-    )
+    return origin(coerce(hint, item, f"{key}[{i}]") for i, (hint, item) in enumerate(zip(inner, items, strict=True)))
 
 
 def _plain(value: Any, key: str) -> Any:

@@ -151,8 +151,7 @@ def _test_columns(
     # shows
     shown = [np.unique(data.train_labels[train_task == task]) for task in range(tasks)]
     return [
-        np.flatnonzero(column == task if new[task] else np.isin(data.test_labels, shown[task]))
-        for task in range(tasks)
+        np.flatnonzero(column == task if new[task] else np.isin(data.test_labels, shown[task])) for task in range(tasks)
     ]
 
 
@@ -166,18 +165,14 @@ def _materialise(config: settings.Scenario, seed: int) -> _Materialised:
             benchmark = function(**config.arguments)
             streams = [list(benchmark.train_stream), list(benchmark.test_stream)]
         except Exception as error:
-            raise UsageError(
-                "scenario.benchmark", config.benchmark, _failed(error, config.arguments)
-            ) from error
+            raise UsageError("scenario.benchmark", config.benchmark, _failed(error, config.arguments)) from error
         parts = [_copy(config.benchmark, stream) for stream in streams]
     train, test = parts
     if train[0].shape[1:] != test[0].shape[1:]:
         shapes = f"{train[0].shape[1:]} and {test[0].shape[1:]}"
         raise UsageError("scenario.benchmark", config.benchmark, f"images of one shape, not {shapes}")
     if extra := sorted(set(np.unique(test[1]).tolist()) - set(np.unique(train[1]).tolist())):
-        raise UsageError(
-            "scenario.benchmark", config.benchmark, f"test classes that are also trained, not {extra[:5]}"
-        )
+        raise UsageError("scenario.benchmark", config.benchmark, f"test classes that are also trained, not {extra[:5]}")
     if len(np.unique(train[2])) != len(streams[0]):
         raise UsageError("scenario.benchmark", config.benchmark, "training images in every experience")
     return _Materialised((train[0], test[0]), (train[1], test[1]), (train[2], test[2]))

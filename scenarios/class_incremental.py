@@ -82,9 +82,7 @@ def task_sizes(classes: int, config: settings.Scenario) -> list[int]:
     """
     base = config.base or 0
     if base < 0 or base >= classes:
-        raise UsageError(
-            "scenario.base", config.base, f"0 to {classes - 1}: the dataset has {classes} classes"
-        )
+        raise UsageError("scenario.base", config.base, f"0 to {classes - 1}: the dataset has {classes} classes")
     left = classes - base
     if config.increment is not None:
         if not 1 <= config.increment <= left:
@@ -121,9 +119,7 @@ def class_order(classes: int, config: settings.Scenario, seed: int) -> tuple[int
         raise UsageError("scenario.order", config.order, " | ".join(ORDERS), ORDERS)
     if config.order == "given":
         if sorted(config.classes) != list(range(classes)):
-            raise UsageError(
-                "scenario.classes", config.classes, f"each of the classes 0 to {classes - 1} exactly once"
-            )
+            raise UsageError("scenario.classes", config.classes, f"each of the classes 0 to {classes - 1} exactly once")
         return tuple(int(c) for c in config.classes)
     if config.classes:
         raise UsageError("scenario.classes", config.classes, "only with scenario.order=given")
@@ -149,9 +145,7 @@ def _check_labels(data: DatasetLabels) -> None:
             )
 
 
-def _avalanche_rows(
-    data: DatasetLabels, order: tuple[int, ...], sizes: list[int]
-) -> tuple[list[Ids], list[Ids]]:
+def _avalanche_rows(data: DatasetLabels, order: tuple[int, ...], sizes: list[int]) -> tuple[list[Ids], list[Ids]]:
     """Rows of the training and of the test store of each experience, ascending; every row exactly once."""
     from fedcl.bridges.avalanche_import import quiet_avalanche, sealed
 
@@ -184,9 +178,7 @@ def _as_avalanche(labels: Ids) -> Any:
     ids = torch.arange(len(labels))
     dataset: Any = TensorDataset(ids)
     dataset.targets = labels.tolist()
-    return as_classification_dataset(dataset).update_data_attribute(
-        "sample_id", DataAttribute(ids, "sample_id")
-    )
+    return as_classification_dataset(dataset).update_data_attribute("sample_id", DataAttribute(ids, "sample_id"))
 
 
 def _sample_ids(experience: Any) -> Ids:

@@ -130,9 +130,7 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     path = tmp_path / "fedcl" / "data" / "x.py"
     path.parent.mkdir(parents=True)
-    path.write_text(
-        "import a.b\nfrom .. import strategies\nfrom . import y\ndef f():\n    from ..scenarios.p import Q"
-    )
+    path.write_text("import a.b\nfrom .. import strategies\nfrom . import y\ndef f():\n    from ..scenarios.p import Q")
     assert list(imports_of(path)) == ["a.b", "fedcl.strategies", "fedcl.data.y", "fedcl.scenarios.p.Q"]
 
 
@@ -150,9 +148,7 @@ def test_siblings_are_imported_relatively():
 
 def test_flower_is_imported_in_three_modules_only():
     users = {
-        name_of(path)
-        for path in python_files(*PACKAGES)
-        if any(within(name, "flwr") for name in imports_of(path))
+        name_of(path) for path in python_files(*PACKAGES) if any(within(name, "flwr") for name in imports_of(path))
     }
     assert users == FLOWER
 
@@ -163,9 +159,7 @@ def test_light_modules_import_nothing_heavy():
         "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(LIGHT)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(LIGHT)], capture_output=True, text=True, check=True)
     assert set(json.loads(done.stdout)) & HEAVY == set()
 
 
@@ -231,9 +225,7 @@ def test_no_file_is_large():
 
 def test_python_files_are_short():
     lengths = {
-        name_of(path): len(path.read_text(encoding="utf-8").splitlines())
-        for path in checkout()
-        if path.suffix == ".py"
+        name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in checkout() if path.suffix == ".py"
     }
     assert {name: n for name, n in lengths.items() if n > LINES and name not in LONG} == {}
     assert {name: n for name, n in lengths.items() if n > 500} == {}
@@ -248,10 +240,7 @@ def test_nothing_is_unpickled():
             keywords = {k.arg: ast.unparse(k.value) for k in call.keywords}
             unsafe = (
                 name.partition(".")[0] in bad
-                or (
-                    name in ("torch.load", "load_state_dict_from_url")
-                    and keywords.get("weights_only") != "True"
-                )
+                or (name in ("torch.load", "load_state_dict_from_url") and keywords.get("weights_only") != "True")
                 or name == "torch.save"
                 or (name.endswith("np.load") and keywords.get("allow_pickle") != "False")
                 or name in ("yaml.load", "eval", "exec")
@@ -272,11 +261,7 @@ def test_random_numbers_come_from_one_module():
             global_draw = (
                 (owner in ("np.random", "numpy.random") and function != "RandomState")
                 or (owner in ("torch", "torch.random", "torch.cuda") and function in ("manual_seed", "seed"))
-                or (
-                    owner == "torch"
-                    and function in DRAWS
-                    and "generator" not in {k.arg for k in call.keywords}
-                )
+                or (owner == "torch" and function in DRAWS and "generator" not in {k.arg for k in call.keywords})
             )
             if global_draw:
                 found.append(f"{name_of(path)}:{call.lineno}: {name}")

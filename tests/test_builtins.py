@@ -44,9 +44,5 @@ def test_everything_registered_is_complete(kind):
 
 def test_aliases_are_unique():
     for kind in registry.KINDS:
-        names = [
-            name
-            for entry in registry.entries(kind)
-            for name in (entry.name, *getattr(entry.cls, "aliases", ()))
-        ]
+        names = [name for entry in registry.entries(kind) for name in (entry.name, *getattr(entry.cls, "aliases", ()))]
         assert len(names) == len(set(names))

@@ -73,9 +73,7 @@ def python(tmp_path: Path):
     (tmp_path / "guard" / "sitecustomize.py").write_text(GUARD)
     log = tmp_path / "network.log"
     log.touch()
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("FEDCL_DATA_ROOT", "PYTHONPATH")
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in ("FEDCL_DATA_ROOT", "PYTHONPATH")}
     environment = {**kept, "PYTHONPATH": str(tmp_path / "guard"), "FEDCL_TEST_NETWORK_LOG": str(log)}
 
     def run(code: str, *arguments: str) -> tuple[int, str, list[str]]:

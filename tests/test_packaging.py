@@ -132,9 +132,7 @@ def test_constraints_pin_every_direct_dependency_by_version_only():
 @pytest.mark.slow
 def test_the_demo_runs_from_the_wheel_alone(installed, tmp_path):
     report, out = tmp_path / "report.json", tmp_path / "out"
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "FEDCL_DATA_ROOT")
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "FEDCL_DATA_ROOT")}
     environment = {**kept, "PYTHONPATH": str(installed)}
     arguments = [str(report), "demo", "--out", str(out), "--quiet"]
     done = run(sys.executable, "-c", WATCH, *arguments, cwd=tmp_path, env=environment)

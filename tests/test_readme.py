@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from fedcl.cli import run_command_line
 
 README = Path(__file__).parents[1] / "README.md"
@@ -21,7 +22,7 @@ def commands() -> list[str]:
     return [line for line in lines if line.startswith("fedcl ")]
 
 
-@pytest.fixture()
+@pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")

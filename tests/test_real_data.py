@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from fedcl.config import load_config
 from fedcl.progress import QuietProgress
 from fedcl.run import execute

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from fedcl.config import load_config
 from fedcl.environment import cpu_model, source_revision, usable_cpus, versions
 from fedcl.metrics.paired import paired_difference
@@ -54,7 +55,10 @@ def points(value: float | None) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown, one row an effect."""
-    rows = ["| effect | method | ablation | change (points) | 95 % interval | verdict |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| effect | method | ablation | change (points) | 95 % interval | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, e in results.items():
         a, b = (sum(e[k]) / len(e[k]) for k in ("method_values", "ablation_values"))
         interval = f"{points(e['low'])} to {points(e['high'])}"

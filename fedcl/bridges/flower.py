@@ -289,9 +289,7 @@ class FlowerAggregator:
         if arrays.keys() != current.keys():
             odd = sorted(arrays.keys() ^ current.keys())
             raise RunFailed(f"Flower's {self.name} changed the names of the parameters: {', '.join(odd)}")
-        return {
-            name: arrays[name].reshape(old.shape).to(old.device, old.dtype) for name, old in current.items()
-        }
+        return {name: arrays[name].reshape(old.shape).to(old.device, old.dtype) for name, old in current.items()}
 
 
 def _grown(attribute: str, name: str, held: Tensor | None, current: Tensor) -> np.ndarray[Any, Any]:

@@ -62,9 +62,7 @@ class DatasetInfo:
 
 def _idx(folder: str, prefix: str = "", train: str = "train", test: str = "t10k") -> tuple[str, ...]:
     return tuple(
-        f"{folder}/raw/{prefix}{part}-{what}-ubyte"
-        for part in (train, test)
-        for what in ("images-idx3", "labels-idx1")
+        f"{folder}/raw/{prefix}{part}-{what}-ubyte" for part in (train, test) for what in ("images-idx3", "labels-idx1")
     )
 
 
@@ -303,9 +301,7 @@ def available(root: str | None = None) -> list[DatasetInfo]:
             place = folder / Path(entry.files[0]).parts[0]
         where = "scikit-learn" if entry.kind == "embedded" else None if place is None else str(place)
         infos.append(
-            DatasetInfo(
-                entry.name, entry.aliases, entry.summary, where is not None, where, looked(entry, folder)
-            )
+            DatasetInfo(entry.name, entry.aliases, entry.summary, where is not None, where, looked(entry, folder))
         )
     for path in sorted(folder.glob("*.npz")) if folder.is_dir() else []:
         if find(path.stem) is None:

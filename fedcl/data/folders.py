@@ -75,9 +75,7 @@ def all_grey(paths: list[Path]) -> bool:
                 if image.mode not in _GREY:
                     return False
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UsageError(
-                "data.name", str(path), f"this image cannot be read ({one_line(error)})"
-            ) from error
+            raise UsageError("data.name", str(path), f"this image cannot be read ({one_line(error)})") from error
     return True
 
 
@@ -150,9 +148,7 @@ def _from_files(train: list[_File], test: list[_File] | None) -> Raw:
     classes = sorted({f.label for f in every})
     domains = sorted({f.domain for f in every})
     if len(domains) > 1 and "" in domains:
-        raise UsageError(
-            "data.name", str(train[0].path.parent), "train and test must both have domains, or none"
-        )
+        raise UsageError("data.name", str(train[0].path.parent), "train and test must both have domains, or none")
     grey = all_grey([f.path for f in every])
     named = domains != [""]
 
@@ -161,9 +157,7 @@ def _from_files(train: list[_File], test: list[_File] | None) -> Raw:
         columns = {"domain": np.array([domains.index(f.domain) for f in files], np.int64)} if named else {}
         return Part(FileImages(tuple(f.path for f in files), grey), labels, columns)
 
-    return Raw(
-        part(train), None if test is None else part(test), tuple(classes), tuple(domains) if named else ()
-    )
+    return Raw(part(train), None if test is None else part(test), tuple(classes), tuple(domains) if named else ())
 
 
 def tiny_imagenet(top: Path) -> Raw:
@@ -184,14 +178,10 @@ def tiny_imagenet(top: Path) -> Raw:
     for number, line in enumerate(annotations.read_text(errors="replace").splitlines(), 1):
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in known:
-            raise UsageError(
-                "data.name", f"{annotations}:{number}", "needs FILE<tab>CLASS with a class of train/"
-            )
+            raise UsageError("data.name", f"{annotations}:{number}", "needs FILE<tab>CLASS with a class of train/")
         test.append(_File(top / "val" / "images" / fields[0], "", fields[1]))
     if not train or not test:
-        raise UsageError(
-            "data.name", str(top), f"holds {len(train)} training and {len(test)} validation images"
-        )
+        raise UsageError("data.name", str(top), f"holds {len(train)} training and {len(test)} validation images")
     raw = _from_files(train, test)
     return Raw(raw.train, raw.test, _words(top, raw.class_names))
 
@@ -219,9 +209,7 @@ def omniglot(entry: Entry, base: Path, download: bool) -> Raw:
             for background in (True, False):
                 Omniglot(str(base), background=background, download=True)
         except (OSError, RuntimeError) as error:
-            raise UsageError(
-                "data.name", entry.name, f"cannot be downloaded to {base} ({one_line(error)})"
-            ) from error
+            raise UsageError("data.name", entry.name, f"cannot be downloaded to {base} ({one_line(error)})") from error
     files: list[_File] = []
     for folder in entry.files:
         for alphabet in _folders(base / folder):
@@ -234,9 +222,7 @@ def omniglot(entry: Entry, base: Path, download: bool) -> Raw:
             raise UsageError("data.name", str(file.path), "the name must end in _DRAWER, as in 0001_05.png")
         drawers.append(int(number))
     if not files:
-        raise UsageError(
-            "data.name", entry.name, f"there are no images below {base}: {', '.join(entry.files)}"
-        )
+        raise UsageError("data.name", entry.name, f"there are no images below {base}: {', '.join(entry.files)}")
     raw = _from_files(files, None)
     columns = {"drawer": np.array(drawers, np.int64)}
     return Raw(Part(raw.train.images, raw.train.labels, columns), None, raw.class_names)

@@ -159,16 +159,12 @@ def npz(path: Path, entry: Entry | None, memory_map: bool = False) -> Raw:
     lacking = [p + key for p in prefixes.values() for key in ("x", "y") if p + key not in keys]
     if lacking:
         held = ", ".join(sorted(keys)) or "nothing"
-        raise wrong(
-            f"lacks {', '.join(lacking)}; it needs train_x, train_y, test_x, test_y or x, y; it holds {held}"
-        )
+        raise wrong(f"lacks {', '.join(lacking)}; it needs train_x, train_y, test_x, test_y or x, y; it holds {held}")
     parts = {where: _npz_part(path, where, prefix, arrays) for where, prefix in prefixes.items()}
     names = _strings(path, "class_names", arrays) or (entry.class_names if entry is not None else ())
     train, test = next(iter(parts.values())), parts.get("test")
     if test is not None and set(test.columns) != set(train.columns):
-        raise wrong(
-            f"train and test differ in their columns: {sorted(train.columns)} and {sorted(test.columns)}"
-        )
+        raise wrong(f"train and test differ in their columns: {sorted(train.columns)} and {sorted(test.columns)}")
     return Raw(train, test, names, _strings(path, "domain_names", arrays))
 
 
@@ -180,9 +176,7 @@ def _npz_part(path: Path, where: str, prefix: str, arrays: Mapping[str, Array]) 
         plain = key.startswith(prefix) and name not in ("x", "y", "class_names", "domain_names")
         if plain and np.issubdtype(value.dtype, np.integer):
             if value.shape != y.shape:
-                raise UsageError(
-                    "data.name", str(path), f"{key} is {value.shape}, not one number a sample {y.shape}"
-                )
+                raise UsageError("data.name", str(path), f"{key} is {value.shape}, not one number a sample {y.shape}")
             columns[name] = value.astype(np.int64)
     return Part(ArrayImages(x), y, columns)
 
@@ -212,9 +206,7 @@ def map_member(path: Path, key: str) -> Array:
         name_length, extra_length = struct.unpack("<26xHH", file.read(30))
         file.seek(name_length + extra_length, 1)
         version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
         if dtype.hasobject:
             raise ValueError(f"{key} holds Python objects")
@@ -234,9 +226,7 @@ def torchvision_set(entry: Entry, base: Path, download: bool) -> Raw:
     except Exception as error:  # torchvision's readers fail in whatever way the bytes make them fail
         done = "downloaded to" if download else "read below"
         remedy = "remove its files and get them again" if not download else "check the network"
-        raise UsageError(
-            "data.name", entry.name, f"cannot be {done} {base} ({one_line(error)}); {remedy}"
-        ) from error
+        raise UsageError("data.name", entry.name, f"cannot be {done} {base} ({one_line(error)}); {remedy}") from error
 
 
 def _torchvision_set(entry: Entry, base: Path, download: bool) -> Raw:

@@ -80,9 +80,7 @@ def _check_options(config: Data) -> None:
     if config.size is not None and config.size > 4096:
         raise UsageError("data.size", config.size, "pixels of a side, at most 4096")
     if config.memory_map and config.size is not None:
-        raise UsageError(
-            "data.memory_map", True, "images left on disk cannot be resized: leave out data.size"
-        )
+        raise UsageError("data.memory_map", True, "images left on disk cannot be resized: leave out data.size")
 
 
 def _read(config: Data) -> tuple[Raw, str, str]:
@@ -126,9 +124,7 @@ def _read_known(entry: Entry, root: Path, config: Data) -> Raw:
     if base is None and not (config.download and by_torchvision):
         get = entry.get or "set data.download=true, or put its files there"
         lacking = catalog.missing(entry, root)
-        places = (
-            f"{lacking}; {get}" if lacking else f"looked for {', '.join(catalog.looked(entry, root))}; {get}"
-        )
+        places = f"{lacking}; {get}" if lacking else f"looked for {', '.join(catalog.looked(entry, root))}; {get}"
         raise UsageError(
             "data.name",
             entry.name,
@@ -212,9 +208,7 @@ def _restrict(part: Part, domains: list[str], names: tuple[str, ...]) -> Part:
     return replace(chosen, columns={**chosen.columns, "domain": position[chosen.columns["domain"]]})
 
 
-def _contiguous(
-    train: Part, test: Part, given: tuple[str, ...], config: Data
-) -> tuple[Part, Part, tuple[str, ...]]:
+def _contiguous(train: Part, test: Part, given: tuple[str, ...], config: Data) -> tuple[Part, Part, tuple[str, ...]]:
     """Both parts with class ids 0..C-1 in the order of the labels, and the names that belong to them."""
     present = np.unique(train.labels)
     top = int(max(train.labels.max(initial=-1), test.labels.max(initial=-1)))

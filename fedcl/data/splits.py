@@ -53,9 +53,7 @@ def validation_split(labels: Ids, fraction: float, seed: int) -> tuple[Ids, Ids]
         UsageError: ``fraction`` is outside [0, 1).
     """
     if not 0.0 <= fraction < 1.0:
-        raise UsageError(
-            "data.validation", fraction, "a share of the training images, at least 0 and below 1"
-        )
+        raise UsageError("data.validation", fraction, "a share of the training images, at least 0 and below 1")
     return stratified(labels, fraction, seed, "validation")
 
 

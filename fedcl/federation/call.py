@@ -94,7 +94,6 @@ class Call:
             dict(zip(header.clients, rows, strict=True)),
         )
 
-
     def restricted(self, clients: list[int]) -> Call:
         """The same call for some of its clients."""
         return replace(self, header=replace(self.header, clients=clients))

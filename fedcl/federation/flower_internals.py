@@ -402,13 +402,9 @@ class LocalGrid(Grid):  # type: ignore[misc]  # flwr is not followed by the type
         message_id = _number(message)
         answer = self._app(_own(message), self.contexts[node])
         if not isinstance(answer, Message):
-            raise RunFailed(
-                f"the ClientApp answered {message.metadata.message_type!r} with {answer!r}, not a Message"
-            )
+            raise RunFailed(f"the ClientApp answered {message.metadata.message_type!r} with {answer!r}, not a Message")
         if answer.metadata.reply_to_message_id != message_id:
-            raise RunFailed(
-                f"the ClientApp answered {message.metadata.message_type!r} with a reply to another message"
-            )
+            raise RunFailed(f"the ClientApp answered {message.metadata.message_type!r} with a reply to another message")
         _number(answer)
         return _own(answer)
 

@@ -70,7 +70,9 @@ class Node:
             with blame(strategy, "share"):
                 answer = strategy.share(name)
             if answer not in ("shared", "private", "frozen"):
-                raise RunFailed(f"strategy {strategy.name!r}: share({name!r}) returned {answer!r}; allowed are shared, private, frozen")
+                raise RunFailed(
+                    f"strategy {strategy.name!r}: share({name!r}) returned {answer!r}; allowed are shared, private, frozen"
+                )
             if answer != "shared":
                 return answer
         return "shared"
@@ -83,6 +85,11 @@ class Node:
     def trainable(self) -> list[str]:
         """Parameters that local training changes."""
         return [n for n in self.parameters if self.sharing[n] != "frozen"]
+
+    @cached_property
+    def averaged(self) -> set[str]:
+        """Private statistics of BatchNorm whose mean still reaches the server, for the global model's evaluation."""
+        return {n for n in self.private if n in self.buffers and self.config.model.batch_norm == "local"}
 
     @cached_property
     def private(self) -> list[str]:
@@ -152,7 +159,9 @@ class Node:
         if axis is None:
             return array
         added = self.class_order[array.shape[axis] : width]
-        return grow_like(array, name, self.model, added, fill=0.0 if fill == "zero" else "initial", seed=self.config.seed)
+        return grow_like(
+            array, name, self.model, added, fill=0.0 if fill == "zero" else "initial", seed=self.config.seed
+        )
 
     def grown_state(self, strategy: Strategy, state: Arrays, width: int) -> Arrays:
         """A strategy's state with everything shaped like parameters brought to ``width`` classes."""
@@ -197,7 +206,7 @@ class Node:
                 continue
             uploads, state = self.end_round(client, result)
             self.save(client, state, result.arrays, call.header.sequence)
-            shared = {n: a for n, a in result.arrays.items() if self.sharing[n] == "shared"}
+            shared = {n: a for n, a in result.arrays.items() if self.sharing[n] == "shared" or n in self.averaged}
             arrays = prefixed(shared, "model/") | uploads
             weight = float(result.samples) if self.config.federation.weighting == "samples" else 1.0
             reducer.add(arrays, weight)
@@ -245,4 +254,3 @@ class Node:
             uploaded += sum(a.numel() * a.element_size() for a in arrays.values())
         arrays, facts = reducer.partial()
         return Reply(arrays, facts, {"bytes_up": uploaded})
-

@@ -47,7 +47,10 @@ class Reducer:
     def _rule(self, name: str) -> Reduction:
         rule = self._rules.get(name)
         if rule is None:
-            rule = next((r for prefix, r in self._rules.items() if prefix.endswith("/") and name.startswith(prefix)), None)
+            rule = next(
+                (r for prefix, r in self._rules.items() if prefix.endswith("/") and name.startswith(prefix)),
+                None,
+            )
         if rule is None:
             raise RunFailed(f"array {name!r} leaves a client without a declared reduction; declare it in `reductions`")
         if rule not in RULES:
@@ -87,7 +90,11 @@ class Reducer:
         arrays: Arrays = {}
         facts: dict[str, Any] = {}
         for name, entry in self._entries.items():
-            facts[name] = {"dtype": str(entry.dtype).removeprefix("torch."), "weight": entry.weight, "parts": len(entry.parts)}
+            facts[name] = {
+                "dtype": str(entry.dtype).removeprefix("torch."),
+                "weight": entry.weight,
+                "parts": len(entry.parts),
+            }
             if entry.rule == "stack":
                 arrays.update({f"{name}#{i}": part for i, part in enumerate(entry.parts)})
             elif entry.value is not None:

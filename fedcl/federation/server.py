@@ -193,8 +193,7 @@ class Federation:
         for strategy in self.stack:
             with blame(strategy, "begin_task"):
                 view = View(self, state, strategy)
-                new = strategy.begin_task(view)
-            state = view.done(state.model, new)
+                state = view.done(state.model, strategy.begin_task(view))
         return state
 
     def cohort(self, task: int, round_: int) -> list[int]:
@@ -229,7 +228,7 @@ class Federation:
             with blame(strategy, "after_aggregate"):
                 view = View(self, state, strategy, uploads=below(result, f"{strategy.name}/"))
                 model, new = strategy.after_aggregate(view)
-            state = view.done(model, new)
+                state = view.done(model, new)
         return state, measured
 
     def aggregate(self, state: State, reducer: Reducer) -> State:
@@ -246,10 +245,13 @@ class Federation:
         with blame(owner, "aggregate"):
             view = View(self, state, owner)
             parameters, new_state = owner.aggregate(view, models, reducer.weights)
-        return view.done({**state.model, **parameters, **buffers}, new_state)
+            return view.done({**state.model, **parameters, **buffers}, new_state)
 
     def changed(self, state: State, model: Arrays) -> State:
         """A state with a new global model, checked to be finite and of the same shapes."""
+        missing = [n for n in state.model if n not in model]
+        if missing:
+            raise RunFailed(f"the new global model has no {missing[0]!r}")
         for name, array in model.items():
             if name not in state.model or array.shape != state.model[name].shape:
                 raise RunFailed(f"the new global model's {name!r} has another shape or name than before")
@@ -265,9 +267,9 @@ class Federation:
             with blame(strategy, "finish_task"):
                 view = View(self, state, strategy)
                 finished, new = strategy.finish_task(view)
-            state = view.done(finished.arrays, new)
-            if finished.evaluate is not None:
-                evaluated = {n: a.contiguous() for n, a in finished.evaluate.items()}
+                state = view.done(finished.arrays, new)
+                if finished.evaluate is not None:
+                    evaluated = {n: a.contiguous() for n, a in finished.evaluate.items()}
         keeps = any(s.needs_previous for s in self.stack)
         return replace(state, evaluated=evaluated, previous=dict(state.model) if keeps else {})
 
@@ -351,6 +353,10 @@ class View:
     @property
     def previous(self) -> Arrays | None:
         return self.current.previous or None
+
+    @property
+    def repeats(self) -> bool:
+        return any(s.repeats for s in self.federation.stack)
 
     @property
     def model(self) -> FedModel:

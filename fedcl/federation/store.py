@@ -105,11 +105,7 @@ class ClientStore:
                 os.sync()
             else:
                 paths = list(self._written.values())
-                parents = {
-                    p
-                    for path in paths
-                    for p in (path.parent, path.parents[1], self.folder, self.folder.parent)
-                }
+                parents = {p for path in paths for p in (path.parent, path.parents[1], self.folder, self.folder.parent)}
                 for path in [*paths, *sorted(parents)]:
                     files.sync(path)
         self._written.clear()

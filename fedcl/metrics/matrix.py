@@ -283,9 +283,7 @@ def summary_metrics(
     r = as_matrix(matrix)
     values: dict[str, float | None] = {
         "average_accuracy": average_accuracy(r),
-        "average_accuracy_weighted": None
-        if test_counts is None
-        else average_accuracy_weighted(r, test_counts),
+        "average_accuracy_weighted": None if test_counts is None else average_accuracy_weighted(r, test_counts),
         "average_incremental_accuracy": average_incremental_accuracy(r),
         "average_incremental_accuracy_weighted": (
             None if test_counts is None else average_incremental_accuracy_weighted(r, test_counts)

@@ -21,9 +21,7 @@ class Encoder(NamedTuple):
 ENCODERS: tuple[Encoder, ...] = (
     Encoder("mlp", "flattened image, hidden layers of model.width units with ReLU", 128, 2),
     Encoder("lenet", "two 5x5 convolutions with pooling, 64 units; images from 16x16", None, None),
-    Encoder(
-        "simple_cnn", "CNN of the pfl-research CIFAR-10 benchmark, with dropout; images from 6x6", None, None
-    ),
+    Encoder("simple_cnn", "CNN of the pfl-research CIFAR-10 benchmark, with dropout; images from 6x6", None, None),
     Encoder("resnet18", "ResNet-18 with a 3x3 stem for small images, 512 features", 64, None),
     Encoder("resnet20", "ResNet-20 for CIFAR (He et al. 2016), 64 features", 16, None),
     Encoder("resnet32", "ResNet-32 for CIFAR (He et al. 2016), 64 features", 16, None),
@@ -31,9 +29,7 @@ ENCODERS: tuple[Encoder, ...] = (
     Encoder("tiny_vit", "vision transformer of 4 blocks, 64 features, about 8x8 patches an image", 64, 4),
 )
 EXTERNAL: tuple[Encoder, ...] = (
-    Encoder(
-        "torchvision:NAME", "classification model of torchvision; weights from model.checkpoint", None, None
-    ),
+    Encoder("torchvision:NAME", "classification model of torchvision; weights from model.checkpoint", None, None),
     Encoder("timm:NAME", "model of timm (extra 'timm'); weights from model.checkpoint", None, None),
 )
 NORMS: tuple[str, ...] = ("default", "batch", "group", "layer", "none")

@@ -125,9 +125,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
     return content
 
 
-def load_checkpoint(
-    encoder: nn.Module, file: str, heads: Iterable[str] = (), key: str = "model.checkpoint"
-) -> None:
+def load_checkpoint(encoder: nn.Module, file: str, heads: Iterable[str] = (), key: str = "model.checkpoint") -> None:
     """Copies the encoder's weights from ``file`` into ``encoder``, in place.
 
     The names may carry the prefix ``module.``; of a file that fedcl wrote, only ``encoder.*`` is read.

@@ -43,9 +43,7 @@ class BasicBlock(nn.Module):
             if shortcut == "pad":
                 self.shortcut = PadShortcut(outputs - inputs, stride)
             else:
-                self.shortcut = nn.Sequential(
-                    _conv(inputs, outputs, 1, stride), make_norm(norm, outputs, "image")
-                )
+                self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), make_norm(norm, outputs, "image"))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
@@ -64,9 +62,7 @@ class ResNet(nn.Module):
         shortcut: ``pad`` (option A) or ``conv`` (option B of the paper) where the shape changes.
     """
 
-    def __init__(
-        self, channels: int, width: int, blocks: tuple[int, ...], norm: Kind, shortcut: Shortcut
-    ) -> None:
+    def __init__(self, channels: int, width: int, blocks: tuple[int, ...], norm: Kind, shortcut: Shortcut) -> None:
         super().__init__()
         self.conv1 = _conv(channels, width, 3, 1)
         self.norm1 = make_norm(norm, width, "image")

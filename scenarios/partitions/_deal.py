@@ -68,9 +68,7 @@ def weights(logs: Sequence[float], allowed: Sequence[bool]) -> list[int]:
     True
     """
     top = max(log for log, allow in zip(logs, allowed, strict=True) if allow)
-    return [
-        round(math.exp(log - top) * _GRID) if allow else 0 for log, allow in zip(logs, allowed, strict=True)
-    ]
+    return [round(math.exp(log - top) * _GRID) if allow else 0 for log, allow in zip(logs, allowed, strict=True)]
 
 
 def deal(order: Ids, sizes: Sequence[int]) -> list[Ids]:

@@ -42,9 +42,7 @@ class ClassesPerClient(Partition):
         if config.classes < 1:
             raise UsageError("partition.classes", config.classes, "at least 1")
         if present and config.classes > present:
-            raise UsageError(
-                "partition.classes", config.classes, f"at most {present}: a task has {present} classes"
-            )
+            raise UsageError("partition.classes", config.classes, f"at most {present}: a task has {present} classes")
         if clients * config.classes < present:
             raise UsageError(
                 "partition.classes",

@@ -31,9 +31,7 @@ class Dirichlet(Partition):
         "The balancing rule is that of MOON (Li et al., CVPR 2021) and TARGET (Zhang et al., ICCV 2023).",
     )
     setting = "alpha"
-    remedy = (
-        "raise partition.alpha, set partition.balance=true, or lower partition.min_size or federation.clients"
-    )
+    remedy = "raise partition.alpha, set partition.balance=true, or lower partition.min_size or federation.clients"
 
     def check(self, labels: Ids, clients: int, config: settings.Partition) -> None:
         """``alpha`` is finite and above zero."""

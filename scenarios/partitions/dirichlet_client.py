@@ -37,9 +37,7 @@ class DirichletClient(Partition):
         """``alpha`` is finite and above zero."""
         check_concentration("partition.alpha", config.alpha)
 
-    def draw(
-        self, labels: Ids, clients: int, config: settings.Partition, attempt: int, *stream: object
-    ) -> list[Ids]:
+    def draw(self, labels: Ids, clients: int, config: settings.Partition, attempt: int, *stream: object) -> list[Ids]:
         """A word r picks the first class whose cumulative integer weight exceeds ``r sum(w) / 2^64``."""
         classes, left = class_sizes(labels)
         counts = np.zeros((clients, len(classes)), dtype=np.int64)

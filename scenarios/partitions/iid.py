@@ -25,9 +25,7 @@ class IID(Partition):
     )
     attempts = 1
 
-    def draw(
-        self, labels: Ids, clients: int, config: settings.Partition, attempt: int, *stream: object
-    ) -> list[Ids]:
+    def draw(self, labels: Ids, clients: int, config: settings.Partition, attempt: int, *stream: object) -> list[Ids]:
         """One random order of the rows, dealt in client order; the first ``N mod K`` clients get one more."""
         order = counter.permutation(len(labels), *stream, "iid", "rows")
         return deal(np.asarray(order), even_sizes(len(labels), clients))

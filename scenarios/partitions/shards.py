@@ -37,9 +37,7 @@ class Shards(Partition):
         if config.shards < 1:
             raise UsageError("partition.shards", config.shards, "at least 1")
 
-    def draw(
-        self, labels: Ids, clients: int, config: settings.Partition, attempt: int, *stream: object
-    ) -> list[Ids]:
+    def draw(self, labels: Ids, clients: int, config: settings.Partition, attempt: int, *stream: object) -> list[Ids]:
         """Client k gets the shards at places ``k s`` to ``k s + s - 1`` of a random order of the shards."""
         mixed = counter.permutation(len(labels), *stream, "shards", "rows")
         ordered = mixed[np.argsort(labels[mixed], kind="stable")]

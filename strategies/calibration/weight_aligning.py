@@ -80,9 +80,7 @@ class WeightAligning(Strategy):
 
     def check(self, config: Config, stream: Stream, split: Split) -> None:
         if config.model.head != "linear":
-            raise UsageError(
-                "model.head", config.model.head, f"linear: {self.name} scales the rows of a linear head"
-            )
+            raise UsageError("model.head", config.model.head, f"linear: {self.name} scales the rows of a linear head")
         empty = next((s.index for s in stream.stages if not s.classes), None)
         if empty is not None:
             allowed = f"task {empty + 1} of this stream has no new class, {self.name} needs some in each"

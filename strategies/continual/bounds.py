@@ -15,6 +15,7 @@ class Cumulative(Strategy):
 
     name = "cumulative"
     family = "bound"
+    repeats = True
     card = Card(
         title="A bound, no method",
         certainty="Certain.",
@@ -34,6 +35,7 @@ class Joint(Strategy):
 
     name = "joint"
     family = "bound"
+    repeats = True
     centralised = True
     card = Card(
         title="A bound, no method",

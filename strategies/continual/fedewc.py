@@ -57,9 +57,7 @@ class FedEWC(Strategy):
         fisher: Literal["sample", "batch"] = option(
             "sample", "squared gradients of single images, or of batches as in TARGET's code"
         )
-        task: Literal["new", "known"] = option(
-            "new", "classes of the cross entropy: the new ones, or all known"
-        )
+        task: Literal["new", "known"] = option("new", "classes of the cross entropy: the new ones, or all known")
 
         def __post_init__(self) -> None:
             if not 0 <= self.weight < float("inf"):
@@ -103,9 +101,7 @@ class FedEWC(Strategy):
                 squares = {n: g.square() for n, g in grad(loss)(params, x, y).items()}
                 terms += 1
             total = {n: t + squares[n] for n, t in total.items()}
-        return {
-            f"fisher/{n}": (t / max(terms, 1)).clamp(max=self.options.cap) for n, t in total.items()
-        }, ctx.state
+        return {f"fisher/{n}": (t / max(terms, 1)).clamp(max=self.options.cap) for n, t in total.items()}, ctx.state
 
     # server
 
@@ -117,9 +113,7 @@ class FedEWC(Strategy):
         if not found:
             return Finished(server.arrays), server.state
         fisher = {n: self.running_mean(server, n, f) for n, f in found.items()}
-        anchor = {
-            f"anchor/{n.removeprefix('fisher/')}": server.arrays[n.removeprefix("fisher/")] for n in found
-        }
+        anchor = {f"anchor/{n.removeprefix('fisher/')}": server.arrays[n.removeprefix("fisher/")] for n in found}
         return Finished(server.arrays), fisher | anchor
 
     def running_mean(self, server: Server, name: str, found: Tensor) -> Tensor:

@@ -44,9 +44,7 @@ class FedLwF(Strategy):
     class Options:
         weight: float = option(3.0, "weight of the distillation term")
         temperature: float = option(2.0, "temperature of both softmaxes")
-        task: Literal["new", "known"] = option(
-            "new", "classes of the cross entropy: the new ones, or all known"
-        )
+        task: Literal["new", "known"] = option("new", "classes of the cross entropy: the new ones, or all known")
 
         def __post_init__(self) -> None:
             if not 0 <= self.weight < float("inf"):

@@ -57,4 +57,6 @@ class SupCon(Strategy):
         embeddings = step.output.embeddings
         if embeddings is None:
             raise ValueError("supcon needs a projector: set model.projector to auto, linear or mlp")
-        return {"contrastive": self.options.weight * supervised_contrastive(embeddings, step.y, self.options.temperature)}
+        return {
+            "contrastive": self.options.weight * supervised_contrastive(embeddings, step.y, self.options.temperature)
+        }

@@ -28,8 +28,7 @@ class FedProx(Strategy):
   booktitle = {MLSys},
   year = {2020}
 }""",
-        certainty="Formula certain (textbook). Some released codes leave out the 1/2; here it is as in the "
-        "paper.",
+        certainty="Formula certain (textbook). Some released codes leave out the 1/2; here it is as in the paper.",
         cost="As federated averaging; the client keeps the received model during a round.",
     )
 

@@ -65,7 +65,9 @@ class NearestMean(Strategy):
     @dataclass(frozen=True)
     class Options:
         normalise: bool = option(True, "features are divided by their norm before they are averaged and compared")
-        score: Literal["means", "both"] = option("means", "what predicts: the means, or the means and the head together")
+        score: Literal["means", "both"] = option(
+            "means", "what predicts: the means, or the means and the head together"
+        )
         scale: float = option(10.0, "for score=both: softmax of -scale * squared distance")
 
         def __post_init__(self) -> None:
@@ -91,6 +93,9 @@ class NearestMean(Strategy):
     def finish_task(self, server: Server) -> tuple[Finished, Arrays]:
         found = server.exchange(self.count)
         width = len(server.known)
+        if server.repeats:
+            # Old images were counted again, by the present encoder: their earlier sums are superseded.
+            return Finished(server.arrays), found
         state = {n: widen(a, width) + found[n] if n in found else widen(a, width) for n, a in server.state.items()}
         return Finished(server.arrays), state or found
 

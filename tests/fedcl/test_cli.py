@@ -122,9 +122,7 @@ def test_show_has_the_contracts_form(command: Any) -> None:
     assert code == 0
     assert card["name"] == "fedlwf"
     assert "lwf" in card["aliases"]
-    assert {"paper", "bibtex", "leaves_client", "client_state", "server_state", "cost", "certainty"} <= set(
-        card
-    )
+    assert {"paper", "bibtex", "leaves_client", "client_state", "server_state", "cost", "certainty"} <= set(card)
     weight = next(row for row in card["options"] if row["name"] == "weight")
     assert weight["type"] == "float"
     assert weight["default"] == 3.0
@@ -165,9 +163,7 @@ def test_split_prints_a_table_and_writes_a_picture(command: Any, tmp_path: Path)
     for line in data["warnings"]:
         assert f"warning: {line}" in err
     # 30 clients and 10 images a class leave some without any.
-    code, _, err = command(
-        "split", "federation.clients=30", "partition.alpha=0.05", "data.limit=10", "--out", "o"
-    )
+    code, _, err = command("split", "federation.clients=30", "partition.alpha=0.05", "data.limit=10", "--out", "o")
     assert code == 0
     assert "fedcl: warning: task 1" in err
 

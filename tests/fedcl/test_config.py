@@ -33,9 +33,7 @@ def test_defaults_are_valid_and_train_one_epoch() -> None:
 
 def test_overrides_are_yaml() -> None:
     texts = ["federation.clients=10", "optimiser.lr=1e-3", "data.root=null", "strategy=[fedlwf, supcon]"]
-    config = load_config(
-        {}, [*texts, "data.augment=flip", "options.fedlwf.weight=3", "federation.drop_last=true"]
-    )
+    config = load_config({}, [*texts, "data.augment=flip", "options.fedlwf.weight=3", "federation.drop_last=true"])
     assert config.federation.clients == 10
     assert config.optimiser.lr == 1e-3
     assert config.data.root is None
@@ -231,9 +229,7 @@ def test_a_preset_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: py
     assert load_config("mine", search=[tmp_path / "place"]).seed == 8
 
 
-WORDS = st.text(
-    st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="$"), min_size=1
-)
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="$"), min_size=1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -245,9 +241,7 @@ WORDS = st.text(
     ),
     text=WORDS,
 )
-def test_written_settings_load_as_equal(
-    tmp_path_factory: pytest.TempPathFactory, value: Any, text: str
-) -> None:
+def test_written_settings_load_as_equal(tmp_path_factory: pytest.TempPathFactory, value: Any, text: str) -> None:
     config = load_config({}, {"options": {"finetune": {"x": value}}, "data.root": text, "optimiser.lr": 1e-7})
     file = tmp_path_factory.mktemp("yaml") / "config.yaml"
     file.write_text(to_yaml(config), encoding="utf-8")

@@ -91,12 +91,7 @@ def test_proximal() -> None:
         {"a": _scores(2, 3, seed=11), "b": _scores(1, 4, seed=12)},
     )
     literal = (
-        sum(
-            ((x - y) ** 2)
-            for n in w
-            for x, y in zip(w[n].flatten(), anchor[n].detach().flatten(), strict=True)
-        )
-        / 2
+        sum(((x - y) ** 2) for n in w for x, y in zip(w[n].flatten(), anchor[n].detach().flatten(), strict=True)) / 2
     )
     assert isinstance(literal, Tensor)
     _agree(proximal(w, {n: a.detach() for n, a in anchor.items()}), literal, w["a"])
@@ -112,9 +107,7 @@ def test_quadratic_leaves_parameters_without_importance_free() -> None:
     assert isinstance(literal, Tensor)
     found = quadratic(w, {"a": anchor}, {"a": importance})
     _agree(found, literal, w["a"])
-    assert torch.autograd.grad(quadratic(w, {"a": anchor}, {"a": importance}), w["b"], allow_unused=True) == (
-        None,
-    )
+    assert torch.autograd.grad(quadratic(w, {"a": anchor}, {"a": importance}), w["b"], allow_unused=True) == (None,)
 
 
 def _supcon(embeddings: Tensor, labels: list[int], temperature: float) -> Tensor:

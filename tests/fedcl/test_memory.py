@@ -86,18 +86,14 @@ def test_reservoir_keeps_every_seen_image_with_the_same_probability() -> None:
     st.integers(0, 20),
     st.integers(0, 10**6),
 )
-def test_kept_images_do_not_depend_on_when_they_were_offered(
-    labels: list[list[int]], limit: int, seed: int
-) -> None:
+def test_kept_images_do_not_depend_on_when_they_were_offered(labels: list[list[int]], limit: int, seed: int) -> None:
     flat = [label for task in labels for label in task]
     drawn = priorities(len(flat), seed).tolist()
     cuts = np.cumsum([0, *map(len, labels)]).tolist()
     priority = [drawn[a:b] for a, b in pairwise(cuts)]
     lowest = sorted(sorted(range(len(flat)), key=lambda i: drawn[i])[:limit])
     assert stream_through(labels, priority, limit, "reservoir") == lowest
-    assert stream_through(labels, priority, limit, "class_balanced") == balanced_by_eviction(
-        flat, drawn, limit
-    )
+    assert stream_through(labels, priority, limit, "class_balanced") == balanced_by_eviction(flat, drawn, limit)
 
 
 @settings(max_examples=60, deadline=None)

@@ -175,14 +175,10 @@ def test_run_folder(tmp_path: Path, saved: list[Figure]) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     titles = {" ".join(figure.get_suptitle().split()) for figure in saved}
     assert titles == {"demo: class_incremental, fedlwf + supcon, seed 7"}
-    (tmp_path / "summary.json").write_text(
-        json.dumps(summary | {"dataset": "mnist", "test_counts": [1, 2, 5]})
-    )
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"dataset": "mnist", "test_counts": [1, 2, 5]}))
     plots.write_run_plots(tmp_path)
     assert "mnist" in saved[3].get_suptitle()
-    assert saved[3].axes[0].lines[0].get_ydata() == pytest.approx(
-        100 * np.array(seen_accuracy_weighted(R, [1, 2, 5]))
-    )
+    assert saved[3].axes[0].lines[0].get_ydata() == pytest.approx(100 * np.array(seen_accuracy_weighted(R, [1, 2, 5])))
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"name": "x"}'])
@@ -197,7 +193,5 @@ def test_broken_run_folder(tmp_path: Path, text: str | None) -> None:
 
 
 def test_matplotlib_is_loaded_only_to_draw() -> None:
-    code = (
-        "import sys, fedcl.plots; assert 'matplotlib' not in sys.modules; assert 'torch' not in sys.modules"
-    )
+    code = "import sys, fedcl.plots; assert 'matplotlib' not in sys.modules; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -66,9 +66,7 @@ def test_time_left_after_a_resume_counts_only_new_rounds() -> None:
     assert lines[1].endswith("ETA 18 s")
 
 
-@pytest.mark.parametrize(
-    ("rounds", "seconds", "lines"), [(200, 1.0, 200), (1000, 1.0, 50), (1000, 30.0, 500)]
-)
+@pytest.mark.parametrize(("rounds", "seconds", "lines"), [(200, 1.0, 200), (1000, 1.0, 50), (1000, 30.0, 500)])
 def test_long_runs_say_less(rounds: int, seconds: float, lines: int) -> None:
     stream, clock = io.StringIO(), Clock()
     play(PlainProgress(stream, clock), clock, 1, rounds, seconds)

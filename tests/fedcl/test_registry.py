@@ -122,9 +122,7 @@ def test_a_missing_plugin_and_one_without_the_ending(tmp_path: Path) -> None:
         Registry().add_plugin(plugin(tmp_path, "mine.txt"))
 
 
-def test_a_broken_installed_package_breaks_nothing_but_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_installed_package_breaks_nothing_but_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stranger_broken.py").write_text("x = 1\nimport no_such_module_here\n")
     (tmp_path / "stranger_good.py").write_text(PLUGIN.format(name="stranger_good", text="well"))
     points = "[fedcl.strategies]\nstranger_bad = stranger_broken:X\nstranger_good = stranger_good:Mine\n"
@@ -141,9 +139,7 @@ def test_a_broken_installed_package_breaks_nothing_but_itself(
     assert own.load("strategies", "fedavg").name == "finetune"
 
 
-def test_installed_packages_that_share_a_name_or_lie_about_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_installed_packages_that_share_a_name_or_lie_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stranger_two.py").write_text(PLUGIN.format(name="other", text="well"))
     distribution(tmp_path, monkeypatch, "twin_a", "[fedcl.strategies]\ntwin = stranger_two:Mine\n")
     points = "[fedcl.strategies]\ntwin = json:loads\nliar = stranger_two:Mine\nfunction = json:loads\n"

@@ -172,9 +172,7 @@ def test_killed_anywhere_goes_on_to_the_same_bits(lab: Lab) -> None:
         "between write and rename of the first checkpoint": kill(RENAME, 1, match=CHECKPOINT),
         "between write and rename of a later checkpoint": kill(RENAME, 4, match=CHECKPOINT),
         "after the rename, before older ones are removed": kill(RENAME, 3, match=CHECKPOINT, when="after"),
-        "half a tensor file of a checkpoint written": kill(
-            WRITE, 5, match="state.safetensors", action="tear"
-        ),
+        "half a tensor file of a checkpoint written": kill(WRITE, 5, match="state.safetensors", action="tear"),
         "half a client state written": kill(WRITE, 9, match="clients/", action="tear"),
         "between the clients of a round": kill(RENAME, 5, match="clients/"),
         "while the matrix is replaced": kill(RENAME, 2, match="accuracy_matrix"),
@@ -362,9 +360,7 @@ def test_resume_of_a_finished_run_does_nothing(tiny: Tiny) -> None:
     kept = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in result.folder.rglob("*") if p.is_file()}
     again = resume(result.folder, progress=QuietProgress())
     assert (again.summary, again.matrix) == (result.summary, result.matrix)
-    assert {
-        p: (p.read_bytes(), p.stat().st_mtime_ns) for p in result.folder.rglob("*") if p.is_file()
-    } == kept
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in result.folder.rglob("*") if p.is_file()} == kept
 
 
 def test_resume_of_no_run_is_a_usage_error(tmp_path: Path) -> None:
@@ -387,9 +383,7 @@ def test_resume_on_other_data_is_refused(lab: Lab) -> None:
         resume(folder, progress=QuietProgress())
 
 
-def test_a_run_with_a_plugin_resumes_in_the_process_that_began_it(
-    tiny_config: TinyConfig, tmp_path: Path
-) -> None:
+def test_a_run_with_a_plugin_resumes_in_the_process_that_began_it(tiny_config: TinyConfig, tmp_path: Path) -> None:
     from fedcl.progress import QuietProgress
     from fedcl.run import resume, run
 

@@ -116,9 +116,7 @@ def literal_training(config: Config) -> dict[str, torch.Tensor]:
         grown = torch.nn.Linear(8, width).double()
         with torch.no_grad():
             for name, parameter in grown.named_parameters():
-                parameter.copy_(
-                    node.grown(f"head.{name}", experiment.initial[f"head.{name}"], width, "initial")
-                )
+                parameter.copy_(node.grown(f"head.{name}", experiment.initial[f"head.{name}"], width, "initial"))
                 if head is not None:
                     parameter[: len(head.bias)] = dict(head.named_parameters())[name]
         head = grown
@@ -167,9 +165,7 @@ def test_partial_participation_samples_the_stated_cohort(tiny: Tiny) -> None:
     rounds = [e for e in RunFolder.view(result.folder).events() if e["event"] == "round"]
     assert [e["clients"] for e in rounds] == [3] * 8
     assert len({e["samples"] for e in rounds}) > 2  # other clients each time
-    assert (
-        tiny({"federation.clients": 6, "federation.participation": 0.01}).summary["bytes_up"] > 0
-    )  # never nobody
+    assert tiny({"federation.clients": 6, "federation.participation": 0.01}).summary["bytes_up"] > 0  # never nobody
 
 
 def test_steps_in_place_of_epochs(tiny: Tiny) -> None:
@@ -250,9 +246,7 @@ def test_matrix_file_and_metrics_by_hand(tiny: Tiny) -> None:
     assert ((r >= 0) & (r <= 1)).all()
     s = result.summary
     assert s["average_accuracy"] == pytest.approx(r[2].mean())
-    assert s["average_incremental_accuracy"] == pytest.approx(
-        np.mean([r[i, : i + 1].mean() for i in range(3)])
-    )
+    assert s["average_incremental_accuracy"] == pytest.approx(np.mean([r[i, : i + 1].mean() for i in range(3)]))
     assert s["forgetting"] == pytest.approx(np.mean([r[j:2, j].max() - r[2, j] for j in range(2)]))
     assert s["forgetting_first_last"] == pytest.approx(np.mean([r[j, j] - r[2, j] for j in range(2)]))
     assert s["backward_transfer"] == pytest.approx(-s["forgetting_first_last"])
@@ -319,9 +313,7 @@ def test_a_single_task_has_no_forgetting(tiny: Tiny) -> None:
     assert summary["average_accuracy"] == summary["average_incremental_accuracy"] is not None
 
 
-def test_scores_that_are_no_numbers_fail_the_run_without_a_number(
-    tiny_config: TinyConfig, tmp_path: Path
-) -> None:
+def test_scores_that_are_no_numbers_fail_the_run_without_a_number(tiny_config: TinyConfig, tmp_path: Path) -> None:
     path = tmp_path / "nan_scores.py"
     path.write_text(
         "from fedcl.strategy import Strategy\n"
@@ -382,8 +374,7 @@ def test_init_from_another_runs_base_session(tiny: Tiny) -> None:
         assert torch.allclose(arrays[name], encoder[name], atol=1e-20)
     assert not torch.allclose(arrays["head.weight"][:5], encoder["head.weight"])  # the head is the run's own
     assert (
-        hashes(tiny({**settings, "init": str(base.folder / "base.safetensors"), "name": "f"}))[0]
-        == hashes(started)[0]
+        hashes(tiny({**settings, "init": str(base.folder / "base.safetensors"), "name": "f"}))[0] == hashes(started)[0]
     )
     final = tiny({**settings, "init": str(base.folder), "name": "g"})
     assert hashes(final)[0] != hashes(started)[0]  # a folder alone is its last state

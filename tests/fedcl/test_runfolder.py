@@ -84,9 +84,7 @@ def test_numbers_must_be_finite(tmp_path: Path, bad: float) -> None:
         assert not (folder.path / "accuracy_matrix.csv").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "a\\b", "../x", "-x", ".x", " a", "a\n", "a\0b", "é" * 101]
-)
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "../x", "-x", ".x", " a", "a\n", "a\0b", "é" * 101])
 def test_names_that_are_no_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="name=") as caught:
         RunFolder.create(tmp_path, name, 0)
@@ -267,9 +265,7 @@ def test_a_torn_last_line_costs_only_itself(tmp_path: Path, cut: int) -> None:
 
 def test_reader_never_crashes(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_bytes(
-        b'\0\0\0\n[1]\n"x"\n{"event": "no attempt"}\n\xff\xfe\n\n{"event": "a", "attempt": 2}\n{"eve'
-    )
+    path.write_bytes(b'\0\0\0\n[1]\n"x"\n{"event": "no attempt"}\n\xff\xfe\n\n{"event": "a", "attempt": 2}\n{"eve')
     assert read_events(path) == [{"task": None, "round": None, "event": "a", "attempt": 2}]
 
 

@@ -187,9 +187,7 @@ def test_picture_is_a_png_with_colours(tmp_path, clients, tasks):
 def test_picture_of_a_split_without_images(tmp_path):
     stream = stream_of(tasks=1)
     nothing = np.empty(0, np.int64)
-    draw_split(
-        Split(2, ((nothing, nothing),), None, None, 2, stream.train_labels), stream, (), tmp_path / "a.png"
-    )
+    draw_split(Split(2, ((nothing, nothing),), None, None, 2, stream.train_labels), stream, (), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 

@@ -22,9 +22,7 @@ def literal(x: torch.Tensor, y: list[int], classes: int) -> tuple[list[list[floa
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 4), max_size=30), st.integers(1, 7), st.integers(1, 5), st.integers(0, 99))
-def test_sums_of_any_partition_are_the_sums_of_all(
-    labels: list[int], batch: int, clients: int, seed: int
-) -> None:
+def test_sums_of_any_partition_are_the_sums_of_all(labels: list[int], batch: int, clients: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(labels), 3, generator=generator, dtype=torch.float64)
     y = torch.tensor(labels, dtype=torch.int64)

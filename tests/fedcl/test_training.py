@@ -220,9 +220,7 @@ def test_global_generators_are_neither_read_nor_written(tiny: Tiny) -> None:
         python_random.seed(salt)
         before = torch.get_rng_state(), python_random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
         results.append(
-            tiny({"model.dropout": 0.3, "data.augment": ["crop(1)"], "strategy": ["replay"]}).summary[
-                "model_sha256"
-            ]
+            tiny({"model.dropout": 0.3, "data.augment": ["crop(1)"], "strategy": ["replay"]}).summary["model_sha256"]
         )
         assert torch.equal(before[0], torch.get_rng_state())
         assert before[1:] == (python_random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
@@ -240,9 +238,7 @@ def test_a_loss_that_is_not_finite_names_client_and_term(tiny: Tiny, plugin: Plu
             return {"good": step.x.sum() * 0, "odd": step.output.logits.sum() * (float("nan") if bad else 0.0)}
         """
     )
-    with pytest.raises(
-        RunFailed, match=r"^task 2, round 2, client 0: the loss is not finite \(probe_\d+.odd = nan\)"
-    ):
+    with pytest.raises(RunFailed, match=r"^task 2, round 2, client 0: the loss is not finite \(probe_\d+.odd = nan\)"):
         tiny(settings)
 
 
@@ -260,9 +256,7 @@ def test_a_rate_that_is_too_high_is_a_clear_failure(tiny: Tiny) -> None:
         ("predict", "predictor, x"),
     ],
 )  # fmt: skip
-def test_a_hook_that_raises_is_named_with_its_line(
-    tiny: Tiny, plugin: Plugin, hook: str, arguments: str
-) -> None:
+def test_a_hook_that_raises_is_named_with_its_line(tiny: Tiny, plugin: Plugin, hook: str, arguments: str) -> None:
     settings = plugin(f"def {hook}(self, {arguments}):\n    raise LookupError('broken')")
     line = len(HEADER.splitlines()) + 2
     name = settings["strategy"][0]
@@ -284,6 +278,30 @@ def test_an_exchanged_function_that_raises_is_named(tiny: Tiny, plugin: Plugin) 
         tiny(settings)
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def begin_task(self, server):\n    return None", r"failed in begin_task"),
+        ("def after_aggregate(self, server):\n    return server.arrays", r"failed in after_aggregate"),
+        ("def after_aggregate(self, server):\n    return {}, {}", r"the new global model has no 'encoder"),
+        (
+            "def after_aggregate(self, server):\n    return {**server.arrays, 'x': torch.ones(1)}, {}",
+            r"'x' has another",
+        ),
+        ("def finish_task(self, server):\n    return server.arrays, {}", r"failed in finish_task"),
+        ("def end_round(self, ctx, trained, steps):\n    return {}", r"failed in end_round"),
+        ("def loss(self, step):\n    return None", r"failed in loss"),
+        (
+            "def after_aggregate(self, server):\n    return {n: a / 0 for n, a in server.arrays.items()}, {}",
+            r"the global model is not finite after task 1, round 1",
+        ),
+    ],
+)
+def test_a_hook_that_returns_something_else_is_one_line(tiny: Tiny, plugin: Plugin, body: str, words: str) -> None:
+    with pytest.raises(RunFailed, match=words):
+        tiny(plugin(body))
+
+
 def test_a_term_that_is_no_scalar_is_refused(tiny: Tiny, plugin: Plugin) -> None:
     settings = plugin("def loss(self, step):\n    return {'wide': step.output.logits.sum(dim=1)}")
     with pytest.raises(RunFailed, match=r"loss term 'wide' has shape \(8,\), not a scalar"):
@@ -298,9 +316,7 @@ def test_an_undeclared_upload_is_refused(tiny: Tiny, plugin: Plugin) -> None:
 
 def test_an_unknown_model_name_lists_the_known(tiny: Tiny, plugin: Plugin) -> None:
     settings = plugin("def loss(self, step):\n    step.forward(step.x, 'teacher')\n    return {}")
-    with pytest.raises(
-        RunFailed, match=r"no model is named 'teacher' here; there are received, stage:previous"
-    ):
+    with pytest.raises(RunFailed, match=r"no model is named 'teacher' here; there are received, stage:previous"):
         tiny(settings)
 
 
@@ -313,9 +329,7 @@ def test_batches_of_one_image_under_batch_norm_say_what_to_set(tiny: Tiny) -> No
 
 
 def test_edited_gradients_and_edited_parameters_take_effect(tiny: Tiny, plugin: Plugin) -> None:
-    still = tiny(
-        plugin("def edit_gradients(self, step, grads):\n    return {n: g * 0 for n, g in grads.items()}")
-    )
+    still = tiny(plugin("def edit_gradients(self, step, grads):\n    return {n: g * 0 for n, g in grads.items()}"))
     assert _moved(still) == set()
     head = tiny(
         plugin(
@@ -324,9 +338,7 @@ def test_edited_gradients_and_edited_parameters_take_effect(tiny: Tiny, plugin: 
     )
     assert _moved(head) == {"head.bias"}
     ones = tiny(
-        plugin(
-            "def after_step(self, step, params):\n    return {n: p.clamp(-0.01, 0.01) for n, p in params.items()}"
-        )
+        plugin("def after_step(self, step, params):\n    return {n: p.clamp(-0.01, 0.01) for n, p in params.items()}")
     )
     assert max(p.abs().max().item() for p in ones.model.parameters()) < 0.010001
 
@@ -435,20 +447,13 @@ def test_private_parts_never_leave(tiny: Tiny, plugin: Plugin) -> None:
     shared = tiny({"name": "shared"})
     result = tiny(settings)
     encoder = (64 * 8 + 8) * 8
-    assert (
-        result.summary["bytes_up"]
-        == result.summary["bytes_down"]
-        == 3 * 4 * encoder
-        < shared.summary["bytes_up"]
-    )
+    assert result.summary["bytes_up"] == result.summary["bytes_down"] == 3 * 4 * encoder < shared.summary["bytes_up"]
     by_client: dict[int, list[Any]] = {}
     for client, *rest in seen(settings):
         by_client.setdefault(client, []).append(rest)
     for rounds in by_client.values():
         for (*_, trained), (task, round_, received, _) in itertools.pairwise(rounds):
-            assert torch.equal(
-                received[: len(trained)], trained
-            )  # goes on with its own head, grown in a new task
+            assert torch.equal(received[: len(trained)], trained)  # goes on with its own head, grown in a new task
             assert (len(received) > len(trained)) == (task == 1 and round_ == 0)
     last = [rounds[-1][3] for rounds in by_client.values()]
     assert not torch.equal(last[0], last[1])
@@ -464,9 +469,7 @@ def test_private_heads_are_tested_at_their_clients(tiny: Tiny, plugin: Plugin, t
     result = tiny(settings)
     personal = result.summary["personal"]
     accuracy = personal["average_accuracy"]
-    assert (
-        accuracy["weighted_mean"] > result.summary["average_accuracy"] + 0.1
-    )  # a head of one's own was trained
+    assert accuracy["weighted_mean"] > result.summary["average_accuracy"] + 0.1  # a head of one's own was trained
     assert 0.0 <= accuracy["worst_decile"] <= accuracy["weighted_mean"] <= 1.0
     assert accuracy["std"] >= 0.0
 
@@ -477,9 +480,7 @@ def test_personal_metrics_without_private_parts_are_of_the_global_model(tiny: Ti
     assert tiny({"name": "none"}).summary["personal"] is None
 
 
-def test_a_client_that_comes_late_starts_its_private_head_as_the_others_did(
-    tiny: Tiny, plugin: Plugin
-) -> None:
+def test_a_client_that_comes_late_starts_its_private_head_as_the_others_did(tiny: Tiny, plugin: Plugin) -> None:
     settings = plugin(
         PRIVATE_HEAD
         + """
@@ -499,18 +500,14 @@ def test_a_client_that_comes_late_starts_its_private_head_as_the_others_did(
 
 
 def test_frozen_parts_are_not_trained_and_do_not_come_up(tiny: Tiny, plugin: Plugin) -> None:
-    settings = plugin(
-        'def share(self, name):\n    return "frozen" if name.startswith("encoder.") else "shared"'
-    )
+    settings = plugin('def share(self, name):\n    return "frozen" if name.startswith("encoder.") else "shared"')
     result = tiny(settings)
     assert _moved(result) == {"head.weight", "head.bias"}
     assert result.summary["bytes_up"] == 3 * 2 * ((8 * 5 + 5) + (8 * 10 + 10)) * 8
 
 
 def test_a_wrong_answer_of_share_is_named(tiny: Tiny, plugin: Plugin) -> None:
-    with pytest.raises(
-        RunFailed, match=r"share\('encoder.* returned 'mine'; allowed are shared, private, frozen"
-    ):
+    with pytest.raises(RunFailed, match=r"share\('encoder.* returned 'mine'; allowed are shared, private, frozen"):
         tiny(plugin('def share(self, name):\n    return "mine"'))
 
 
@@ -528,9 +525,7 @@ def test_a_previous_model_works_beside_private_parts(tiny: Tiny, plugin: Plugin)
     )
     result = tiny(settings)
     encoder = (64 * 8 + 8) * 8
-    assert (
-        result.summary["bytes_down"] == 3 * 4 * encoder
-    )  # the teacher's encoder is the model's in its first round
+    assert result.summary["bytes_down"] == 3 * 4 * encoder  # the teacher's encoder is the model's in its first round
 
 
 # BatchNorm
@@ -580,7 +575,6 @@ def test_local_buffers_stay_at_their_clients(tiny: Tiny, plugin: Plugin) -> None
         assert rounds[0][1].abs().max() == 0
         assert all(torch.equal(a[2], b[1]) for a, b in itertools.pairwise(rounds))
     assert all(
-        (buffer == (1.0 if n.endswith("running_var") else 0.0)).all()
-        for n, buffer in result.model.named_buffers()
+        (buffer == (1.0 if n.endswith("running_var") else 0.0)).all() for n, buffer in result.model.named_buffers()
     )
     assert result.summary["personal"] is not None

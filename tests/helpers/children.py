@@ -72,9 +72,7 @@ class Fault:
             if not any(self.spec.get("match", "") in str(a) for a in args):
                 return function(*args, **kwargs)
             self.calls += 1
-            due = self.calls == self.spec["at"] or (
-                self.spec.get("ever_after") and self.calls > self.spec["at"]
-            )
+            due = self.calls == self.spec["at"] or (self.spec.get("ever_after") and self.calls > self.spec["at"])
             if due and self.spec.get("when", "before") == "before":
                 self.act(args)
             result = function(*args, **kwargs)
@@ -134,9 +132,7 @@ def main() -> None:
     import fedcl.build
     from fedcl.config import load_config
 
-    fedcl.build.build(
-        load_config({"strategy": ["finetune"]}, {"engine.threads": 1})
-    )  # imports all; trains nothing
+    fedcl.build.build(load_config({"strategy": ["finetune"]}, {"engine.threads": 1}))  # imports all; trains nothing
     for name in (
         "fedcl.run",
         "fedcl.evaluation",

@@ -53,9 +53,7 @@ class World:
         experiment = build(config)
         store, stream = experiment.node.store, experiment.stream
         pixels = store.gather(torch.arange(len(store))).to(torch.float64) / 255.0
-        x = (pixels - pixels.mean(dim=(0, 2, 3), keepdim=True)) / pixels.std(
-            dim=(0, 2, 3), keepdim=True, correction=0
-        )
+        x = (pixels - pixels.mean(dim=(0, 2, 3), keepdim=True)) / pixels.std(dim=(0, 2, 3), keepdim=True, correction=0)
         tasks = range(stream.num_tasks)
         return cls(
             config,
@@ -163,9 +161,7 @@ def grown(w: Arrays, world: World, classes: int) -> Arrays:
             if f"head.{name}" not in w:
                 continue
             drawn = counter.uniform(count, seed, "init", "head", name, world.order[position])
-            row = torch.from_numpy(((2.0 * drawn - 1.0) / math.sqrt(width)).astype(np.float32)).to(
-                torch.float64
-            )
+            row = torch.from_numpy(((2.0 * drawn - 1.0) / math.sqrt(width)).astype(np.float32)).to(torch.float64)
             shaped = row[None] if name == "weight" else row
             w[f"head.{name}"] = torch.cat([w[f"head.{name}"], shaped])
     return w
@@ -219,9 +215,7 @@ def federated(config: Config, method: Method, world: World | None = None) -> Arr
                 trained = train(client, round_, local, method)
                 if trained is None:
                     continue
-                weight = (
-                    float(len(world.held[task][client])) if config.federation.weighting == "samples" else 1.0
-                )
+                weight = float(len(world.held[task][client])) if config.federation.weighting == "samples" else 1.0
                 total += weight
                 for n in sums:
                     sums[n] += weight * trained[n]

@@ -77,9 +77,7 @@ def test_a_class_without_images_is_named(store, index):
     cut = [full.train_labels, full.test_labels]
     cut[index] = cut[index][cut[index] != 2]
     with pytest.raises(UsageError, match=f"class 2.*{store} image"):
-        ClassIncremental().build(
-            DatasetLabels(cut[0], cut[1], 4, full.names), settings.Scenario(tasks=2), 0, 0
-        )
+        ClassIncremental().build(DatasetLabels(cut[0], cut[1], 4, full.names), settings.Scenario(tasks=2), 0, 0)
 
 
 def test_seed_1993_is_the_order_of_the_published_tables():
@@ -99,9 +97,7 @@ def test_random_order_follows_the_seed():
 @pytest.mark.parametrize("order", ["random", "natural", "seed1993", "given"])
 def test_every_row_has_one_place_and_its_class_order_position(order):
     data = labels_of(10)
-    config = settings.Scenario(
-        tasks=4, order=order, classes=[9, 1, 8, 2, 7, 3, 6, 4, 5, 0] if order == "given" else []
-    )
+    config = settings.Scenario(tasks=4, order=order, classes=[9, 1, 8, 2, 7, 3, 6, 4, 5, 0] if order == "given" else [])
     stream = ClassIncremental().build(data, config, 0.25, 3)
     train = np.concatenate([np.concatenate([s.train_ids, s.validation_ids]) for s in stream.stages])
     test = np.concatenate([s.test_ids for s in stream.stages])
@@ -126,9 +122,7 @@ def test_every_row_has_one_place_and_its_class_order_position(order):
 
 def test_validation_zero_holds_out_nothing_and_streams_repeat():
     data = labels_of(6)
-    first, second = (
-        ClassIncremental().build(data, settings.Scenario(tasks=3), 0.0, seed=8) for _ in range(2)
-    )
+    first, second = (ClassIncremental().build(data, settings.Scenario(tasks=3), 0.0, seed=8) for _ in range(2))
     assert all(len(stage.validation_ids) == 0 for stage in first.stages)
     assert first.class_order == second.class_order
     assert all((a.train_ids == b.train_ids).all() for a, b in zip(first.stages, second.stages, strict=True))

@@ -68,9 +68,7 @@ def test_disjoint_complete_ascending_and_repeatable(case):
 def test_another_seed_or_task_is_another_split_and_the_global_generator_is_not_used(rule):
     labels, config = balanced(5, 40), settings.Partition()
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    splits = {
-        digest(rule().split(labels, 4, config, seed, "partition", task)) for seed in (0, 1) for task in (0, 1)
-    }
+    splits = {digest(rule().split(labels, 4, config, seed, "partition", task)) for seed in (0, 1) for task in (0, 1)}
     assert len(splits) == 4
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 

@@ -61,9 +61,7 @@ def test_every_strategy_and_optimiser(tiny: Run, name: str, optimiser: str) -> N
 
 @pytest.mark.parametrize("name", ["finetune", "replay", "supcon", "joint"])
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_a_class_starts_the_same_whenever_it_arrives(
-    tiny: Run, oracle: ModuleType, name: str, optimiser: str
-) -> None:
+def test_a_class_starts_the_same_whenever_it_arrives(tiny: Run, oracle: ModuleType, name: str, optimiser: str) -> None:
     still = {**GROWING, **STILL, "strategy": [name], "optimiser.name": optimiser}
     schedules = [
         {"scenario.order": "natural"},

@@ -41,9 +41,7 @@ json.dump({"same": same, "data": str(default_dataset_location("mnist"))}, sys.st
 
 def run(home):
     environment = {**os.environ, "HOME": str(home)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return json.loads(done.stdout)

@@ -124,9 +124,7 @@ STATELESS: list[tuple[str, dict[str, object], Oracle, tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize(("name", "options", "oracle", "sizes"), STATELESS)
-def test_rules_without_state(
-    name: str, options: dict[str, object], oracle: Oracle, sizes: tuple[int, ...]
-) -> None:
+def test_rules_without_state(name: str, options: dict[str, object], oracle: Oracle, sizes: tuple[int, ...]) -> None:
     rule = FlowerAggregator(name, options)
     for clients in sizes:
         current = arrays("start")
@@ -354,9 +352,7 @@ def test_krum_is_not_lost_in_cancellation() -> None:
     base = torch.full((1000,), 50.0)
     step = torch.linspace(0, 1, 1000) * 1e-3
     updates = [{"w": base + k * step} for k in (0, 1, 1.1, 1.2, 9)]
-    got, _ = FlowerAggregator("krum", {"num_malicious_nodes": 1}).aggregate(
-        {"w": base}, updates, [1] * 5, {}, 1
-    )
+    got, _ = FlowerAggregator("krum", {"num_malicious_nodes": 1}).aggregate({"w": base}, updates, [1] * 5, {}, 1)
     assert torch.equal(got["w"], updates[2]["w"])
 
 
@@ -405,9 +401,7 @@ def test_a_trimmed_mean_that_trims_nothing_is_logged(caplog: pytest.LogCaptureFi
         ("krum", {"num_malicious_nodes": True}, "o.x.num_malicious_nodes=True"),
     ],
 )
-def test_wrong_settings_name_key_value_and_what_is_allowed(
-    name: str, options: dict[str, object], says: str
-) -> None:
+def test_wrong_settings_name_key_value_and_what_is_allowed(name: str, options: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         FlowerAggregator(name, options, prefix="o.x")
 

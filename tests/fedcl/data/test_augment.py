@@ -87,9 +87,7 @@ class Fixed(Draws):
         self.values = values
 
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return torch.full(
-            (4,), self.values.get(name, 0.0 if name == "happens" else (low + high) / 2)
-        ).double()
+        return torch.full((4,), self.values.get(name, 0.0 if name == "happens" else (low + high) / 2)).double()
 
     def integers(self, name: str, bound: int) -> Tensor:
         return torch.full((4,), int(self.values[name]))
@@ -122,9 +120,7 @@ def test_flip() -> None:
     assert torch.equal(run("flip", (0.5,), Fixed(happens=0.4), X), X.flip(-1))
     assert torch.equal(run("flip", (0.5,), Fixed(happens=0.6), X), X)
     share = (
-        augment(torch.arange(2.0).expand(2000, 1, 2, 2), parse_augmentations(["flip(0.3)"]), seed(0))[
-            :, 0, 0, 0
-        ]
+        augment(torch.arange(2.0).expand(2000, 1, 2, 2), parse_augmentations(["flip(0.3)"]), seed(0))[:, 0, 0, 0]
     ).mean()
     assert abs(float(share) - 0.3) < 0.05
 

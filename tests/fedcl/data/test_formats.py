@@ -42,9 +42,7 @@ def write_image(path: Path, array: np.ndarray) -> None:
     Image.fromarray(array).save(path)
 
 
-@pytest.mark.parametrize(
-    "name", ["mnist", "fashion_mnist", "kmnist", "emnist", "emnist_letters", "emnist_digits"]
-)
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "emnist", "emnist_letters", "emnist_digits"])
 def test_idx(tmp_path: Path, name: str) -> None:
     entry = catalog.find(name)
     assert entry is not None
@@ -60,9 +58,7 @@ def test_idx(tmp_path: Path, name: str) -> None:
     assert np.array_equal(all_of(found.test)[:, 0], test.transpose(upright))
     assert found.test.labels.tolist() == list(range(classes))
     assert len(found.class_names) == classes
-    assert found.class_names[0] == {"fashion_mnist": "T-shirt/top", "kmnist": "o", "emnist_letters": "a"}.get(
-        name, "0"
-    )
+    assert found.class_names[0] == {"fashion_mnist": "T-shirt/top", "kmnist": "o", "emnist_letters": "a"}.get(name, "0")
     assert entry.source == found.source
 
 
@@ -175,9 +171,7 @@ def test_omniglot_of_torchvision(tmp_path: Path) -> None:
     for part, alphabet in (("background", "Greek"), ("evaluation", "Tibetan")):
         for character in (1, 2):
             for drawer in range(1, 21):
-                path = (
-                    f"omniglot-py/images_{part}/{alphabet}/character0{character}/0{character}_{drawer:02}.png"
-                )
+                path = f"omniglot-py/images_{part}/{alphabet}/character0{character}/0{character}_{drawer:02}.png"
                 write_image(tmp_path / path, noise(15, 15, seed=drawer))
     found = load_dataset(Data(name="omniglot", root=str(tmp_path)))
     train, test = found.columns["drawer"]

@@ -58,13 +58,9 @@ def test_digits_need_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         255,
         17,
     )
-    shares = np.bincount(found.test.labels) / (
-        np.bincount(found.train.labels) + np.bincount(found.test.labels)
-    )
+    shares = np.bincount(found.test.labels) / (np.bincount(found.train.labels) + np.bincount(found.test.labels))
     assert np.abs(shares - 0.2).max() < 0.004
-    assert torch.equal(
-        load_dataset(Data()).test.gather(torch.arange(359)), found.test.gather(torch.arange(359))
-    )
+    assert torch.equal(load_dataset(Data()).test.gather(torch.arange(359)), found.test.gather(torch.arange(359)))
 
 
 def test_digits_keep_every_image_once() -> None:
@@ -256,9 +252,7 @@ def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         raise URLError("no route\nto host")
 
     monkeypatch.setattr(mnist, "download_and_extract_archive", offline)
-    with pytest.raises(
-        UsageError, match=r"data\.name='mnist': cannot be downloaded to .*check the network"
-    ) as caught:
+    with pytest.raises(UsageError, match=r"data\.name='mnist': cannot be downloaded to .*check the network") as caught:
         load_dataset(Data(name="mnist", root=str(tmp_path), download=True))
     assert "\n" not in str(caught.value)
 

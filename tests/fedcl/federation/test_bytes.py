@@ -48,14 +48,9 @@ def test_groups_have_scopes_of_their_own() -> None:
 
 def test_the_same_tensor_twice_in_a_message_is_charged_once() -> None:
     meter = ByteMeter()
-    assert (
-        meter.charge_down([Group("model", "model:1", A), Group("previous", "task:1", dict(A))], [0, 1]) == 64
-    )
+    assert meter.charge_down([Group("model", "model:1", A), Group("previous", "task:1", dict(A))], [0, 1]) == 64
     # An equal tensor that is another one is charged.
-    assert (
-        ByteMeter().charge_down([Group("model", "m", A), Group("previous", "t", {"w": A["w"].clone()})], [0])
-        == 56
-    )
+    assert ByteMeter().charge_down([Group("model", "m", A), Group("previous", "t", {"w": A["w"].clone()})], [0]) == 56
 
 
 def test_a_twin_is_free_only_for_clients_that_get_the_first_in_this_message() -> None:

@@ -28,9 +28,7 @@ def call() -> Call:
 def same(one: Call, other: Call) -> bool:
     left, right = one.arrays(), other.arrays()
     return (
-        one.header == other.header
-        and list(left) == list(right)
-        and all(torch.equal(left[n], right[n]) for n in left)
+        one.header == other.header and list(left) == list(right) and all(torch.equal(left[n], right[n]) for n in left)
     )
 
 

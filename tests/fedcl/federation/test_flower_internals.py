@@ -35,9 +35,7 @@ def bits(tensor: Tensor) -> bytes:
 
 def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return list(left) == list(right) and all(
-        left[k].dtype == right[k].dtype
-        and left[k].shape == right[k].shape
-        and bits(left[k]) == bits(right[k])
+        left[k].dtype == right[k].dtype and left[k].shape == right[k].shape and bits(left[k]) == bits(right[k])
         for k in left
     )
 
@@ -213,9 +211,7 @@ def test_a_local_round_serialises_nothing_and_leaves_the_global_rng() -> None:
     states = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
     before = flower.TensorArray.serialisations
     content = flower.RecordDict({"arrays": flower.pack({"weight": weight})})
-    replies = grid.send_and_receive(
-        flower.make_message(content, node, "train") for node in grid.get_node_ids()
-    )
+    replies = grid.send_and_receive(flower.make_message(content, node, "train") for node in grid.get_node_ids())
     got = [flower.unpack(message.content["arrays"], "cpu")["weight"] for message in replies]
     assert flower.TensorArray.serialisations == before
     for client, array in enumerate(got):

@@ -73,9 +73,7 @@ def test_large_integer_sums_are_exact() -> None:
 def test_weights_count_for_weighted_means_only() -> None:
     parts = arrays(torch.float64)
     for rule in ("sum", "mean", "max", "min"):
-        assert torch.equal(
-            reduce(rule, parts, WEIGHTS, [[0, 1, 2, 3]]), reduce(rule, parts, [1.0] * 4, [[0, 1, 2, 3]])
-        )
+        assert torch.equal(reduce(rule, parts, WEIGHTS, [[0, 1, 2, 3]]), reduce(rule, parts, [1.0] * 4, [[0, 1, 2, 3]]))
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,14 +83,10 @@ def test_weights_count_for_weighted_means_only() -> None:
     cuts=st.lists(st.integers(0, 6), max_size=3),
     seed=st.integers(0, 50),
 )
-def test_any_spread_over_nodes_equals_one_node(
-    rule: Reduction, dtype: torch.dtype, cuts: list[int], seed: int
-) -> None:
+def test_any_spread_over_nodes_equals_one_node(rule: Reduction, dtype: torch.dtype, cuts: list[int], seed: int) -> None:
     clients = 6
     parts = list(
-        (torch.randn(clients, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 9).to(
-            dtype
-        )
+        (torch.randn(clients, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 9).to(dtype)
     )
     weights = [float(1 + (seed * 7 + k * 13) % 40) for k in range(clients)]
     edges = [0, *sorted(cuts), clients]

@@ -168,9 +168,7 @@ def test_full_disk(store: ClientStore, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("clients", [3, 70])
-def test_sync_waits_for_what_was_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: int
-) -> None:
+def test_sync_waits_for_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: int) -> None:
     store = ClientStore(tmp_path / "clients", 0)
     synced: list[Path] = []
     whole: list[bool] = []
@@ -205,9 +203,7 @@ files.replace = die
 store.put(0, 2, {"a": torch.tensor(2)})
 """
     env = {**os.environ, "PYTHONPATH": CHECKOUT}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     store = ClientStore(tmp_path, 0)
     assert value(store, 0) == 1

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from fedcl.metrics import AccuracyState
 
 CLASSES = 5
-samples = st.lists(
-    st.tuples(st.integers(0, CLASSES - 1), st.integers(-1, CLASSES), st.integers(0, 3)), max_size=60
-)
+samples = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(-1, CLASSES), st.integers(0, 3)), max_size=60)
 
 
 def state_of(pairs: list[tuple[int, int]]) -> AccuracyState:

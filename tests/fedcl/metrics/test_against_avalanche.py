@@ -50,9 +50,7 @@ def test_matrix_has_a_late_maximum(matrix: np.ndarray) -> None:
     assert mx.forgetting(matrix) > mx.forgetting_first_last(matrix) + 0.05
 
 
-def test_entries_are_avalanche_accuracies(
-    labels: torch.Tensor, logits: list[torch.Tensor], matrix: np.ndarray
-) -> None:
+def test_entries_are_avalanche_accuracies(labels: torch.Tensor, logits: list[torch.Tensor], matrix: np.ndarray) -> None:
     columns = torch.tensor(COLUMN_OF_CLASS)[labels]
     for i, scores in enumerate(logits[1:]):
         for j in range(TASKS):

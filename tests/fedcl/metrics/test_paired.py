@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from fedcl.metrics.paired import paired_difference
 
 

@@ -87,9 +87,7 @@ def test_classes_keep_their_values_and_new_ones_do_not_depend_on_when(head: str,
 @pytest.mark.parametrize("added", [1, 2, 7])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("config", OPTIMISERS, ids=["sgd", "momentum", "adam", "adamw"])
-def test_optimisers_go_on_after_growth_as_from_zero_padded_states(
-    config: Optimiser, head: str, added: int
-) -> None:
+def test_optimisers_go_on_after_growth_as_from_zero_padded_states(config: Optimiser, head: str, added: int) -> None:
     model, optimiser = _model(head), make_optimiser(config)
     arrays = grow_head(initial_arrays(model, torch.float64), model, [3, 1, 2], seed=0)
     state = optimiser.init({n: arrays[n] for n in parameter_names(model)})

@@ -55,9 +55,7 @@ def test_stacked_gradients_equal_one_by_one(name: str) -> None:
     x = _images(clients, 6, *TINY[name][1])
     y = torch.arange(clients * 6).reshape(clients, 6) % 5
     seeds = torch.tensor([11, 12, 13])
-    params = {
-        n: torch.stack([arrays[n] * (1 + 0.01 * k) for k in range(clients)]) for n in parameter_names(model)
-    }
+    params = {n: torch.stack([arrays[n] * (1 + 0.01 * k) for k in range(clients)]) for n in parameter_names(model)}
     stacked = {n: torch.stack([arrays[n]] * clients) for n in buffers}
     before = {n: t.clone() for n, t in stacked.items()}
     gradients, new = vmap(_loss(model), randomness="error")(

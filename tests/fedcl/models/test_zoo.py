@@ -90,9 +90,7 @@ def test_images_that_do_not_divide_into_patches() -> None:
 def test_norm_switch(name: str, norm: str) -> None:
     width = 8 if name.startswith(("resnet", "slim")) else None
     model = _build(name, (1, 16, 16), width=width, norm=norm)
-    kinds = {
-        type(m) for m in model.modules() if "Norm" in type(m).__name__ and type(m).__name__ != "TokenNorm"
-    }
+    kinds = {type(m) for m in model.modules() if "Norm" in type(m).__name__ and type(m).__name__ != "TokenNorm"}
     batch = {nn.BatchNorm1d} if name in ("mlp", "tiny_vit") else {nn.BatchNorm2d}
     layer = nn.LayerNorm if name == "tiny_vit" else nn.GroupNorm
     assert kinds == {"batch": batch, "group": {nn.GroupNorm}, "layer": {layer}, "none": set()}[norm]
@@ -130,9 +128,9 @@ def test_external_models_lose_batch_norm_and_global_randomness() -> None:
     arrays, x = initial_arrays(model), _pixels(2, 2, 3, 32, 32)
     seeds = torch.tensor([1, 2])
     with torch.no_grad():
-        stacked = torch.func.vmap(
-            lambda x, s: run(model, arrays, x, train=True, seed=s).features, randomness="error"
-        )(x, seeds)
+        stacked = torch.func.vmap(lambda x, s: run(model, arrays, x, train=True, seed=s).features, randomness="error")(
+            x, seeds
+        )
         alone = run(model, arrays, x[1], train=True, seed=seeds[1]).features
     torch.testing.assert_close(stacked[1], alone, rtol=1e-4, atol=1e-5)
 

@@ -23,9 +23,7 @@ def _aligned(weight: Any, old: list[int], new: list[int]) -> Any:
     return out
 
 
-def _method(
-    oracle: Any, clip: bool = True, squared: bool = True, temperature: float = 2.0, loss: Any = None
-) -> Any:
+def _method(oracle: Any, clip: bool = True, squared: bool = True, temperature: float = 2.0, loss: Any = None) -> Any:
     def own(w: Any, x: Any, y: Any, local: Any) -> Any:
         scores = oracle.logits(w, x)
         value = oracle.cross_entropy(scores, y, local.known)
@@ -43,9 +41,7 @@ def _method(
         head = w["head.weight"]
         return {
             **w,
-            "head.weight": torch.tensor(
-                [[max(float(v), 0.0) for v in row] for row in head], dtype=head.dtype
-            ),
+            "head.weight": torch.tensor([[max(float(v), 0.0) for v in row] for row in head], dtype=head.dtype),
         }
 
     def end_task(w: Any, local: Any) -> Any:
@@ -101,9 +97,7 @@ def test_a_strategy_without_a_task_loss_leaves_it_to_weight_aligning(tiny: Any, 
 
 def test_a_single_task_is_not_aligned(tiny: Any, oracle: Any) -> None:
     one = {"scenario.tasks": 1}
-    aligned = oracle.final(
-        tiny({"strategy": ["weight_aligning"], "options.weight_aligning.clip": False, **one})
-    )
+    aligned = oracle.final(tiny({"strategy": ["weight_aligning"], "options.weight_aligning.clip": False, **one}))
     assert oracle.identical(aligned, oracle.final(tiny(one)))
 
 
@@ -162,9 +156,7 @@ def test_wrong_options(tiny_config: Any, name: str, value: Any) -> None:
 @pytest.mark.parametrize("head", ["cosine", "nearest_mean", "simplex"])
 def test_only_a_linear_head_can_be_aligned(tiny_config: Any, head: str) -> None:
     with pytest.raises(UsageError, match=r"^model\.head='.*linear"):
-        build(
-            tiny_config({"strategy": ["weight_aligning"], "model.head": head, "model.head_allocate": "all"})
-        )
+        build(tiny_config({"strategy": ["weight_aligning"], "model.head": head, "model.head_allocate": "all"}))
 
 
 def test_a_task_without_new_classes_is_refused(tiny_config: Any) -> None:

@@ -31,9 +31,7 @@ def plain(oracle: ModuleType) -> Any:
 
 
 @pytest.mark.parametrize("overrides", [{"scenario.tasks": 3}, EMPTY])
-def test_joint_is_a_centralised_loop(
-    tiny_config: Configure, oracle: ModuleType, overrides: dict[str, Any]
-) -> None:
+def test_joint_is_a_centralised_loop(tiny_config: Configure, oracle: ModuleType, overrides: dict[str, Any]) -> None:
     from fedcl.run import run
 
     result = run(tiny_config({"strategy": ["joint"], **overrides}))
@@ -41,9 +39,7 @@ def test_joint_is_a_centralised_loop(
     world = oracle.World.of(config)
     everyone = list(range(config.federation.clients))
     alone = replace(config, federation=replace(config.federation, clients=1, participation=1.0))
-    central = replace(
-        world, config=alone, held=[[so_far(world.held, t, everyone)] for t in range(len(world.held))]
-    )
+    central = replace(world, config=alone, held=[[so_far(world.held, t, everyone)] for t in range(len(world.held))])
     model = oracle.federated(alone, plain(oracle), central)
     assert oracle.distance(oracle.final(result), model) < 1e-10
 

@@ -21,17 +21,13 @@ def _information(oracle: Any, w: Any, client: int, local: Any, fisher: str, cap:
     total = {n: torch.zeros_like(a) for n, a in w.items()}
     for part in parts:
         leaves = oracle.leaves(w)
-        loss = oracle.cross_entropy(
-            oracle.logits(leaves, world.x[part]), [world.y[i] for i in part], local.known
-        )
+        loss = oracle.cross_entropy(oracle.logits(leaves, world.x[part]), [world.y[i] for i in part], local.known)
         for n, g in oracle.gradient(loss, leaves).items():
             total[n] += g**2 / len(parts)
     return {n: torch.minimum(a, torch.full_like(a, cap)) for n, a in total.items()}
 
 
-def _method(
-    oracle: Any, weight: float = 1000.0, cap: float = 1e-4, fisher: str = "sample", task: str = "new"
-) -> Any:
+def _method(oracle: Any, weight: float = 1000.0, cap: float = 1e-4, fisher: str = "sample", task: str = "new") -> Any:
     def loss(w: Any, x: Any, y: Any, local: Any) -> Any:
         value = oracle.cross_entropy(oracle.logits(w, x), y, local.new if task == "new" else local.known)
         for n, f in local.memory.get("fisher", {}).items():

@@ -69,9 +69,7 @@ def test_term_and_its_gradient(oracle: Any) -> None:
     expected, found = oracle.gradient(literal, w), oracle.gradient(slope, w)
     assert all(torch.allclose(found[n], expected[n], atol=1e-10) for n in w)
     assert not expected["head.weight"][3:].any()
-    assert all(not g.any() for g in oracle.gradient(term(1.0), previous).values()), (
-        "the teacher is not trained"
-    )
+    assert all(not g.any() for g in oracle.gradient(term(1.0), previous).values()), "the teacher is not trained"
 
 
 def test_no_term_in_the_first_task(oracle: Any) -> None:

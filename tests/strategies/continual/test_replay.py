@@ -96,9 +96,7 @@ def memories(result: RunResult, clients: int) -> list[dict[str, torch.Tensor]]:
     ("policy", "images", "size"),
     [("reservoir", 7, 0), ("class_balanced", 7, 3), ("reservoir", 1000, 5), ("class_balanced", 1, 0)],
 )
-def test_equals_a_literal_loop(
-    tiny_config: Configure, oracle: ModuleType, policy: str, images: int, size: int
-) -> None:
+def test_equals_a_literal_loop(tiny_config: Configure, oracle: ModuleType, policy: str, images: int, size: int) -> None:
     from fedcl.run import run
 
     overrides = {

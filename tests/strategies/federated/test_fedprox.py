@@ -29,13 +29,9 @@ def _method(oracle: Any, mu: float) -> Any:
     ],
     ids=["strong", "default", "sampled"],
 )
-def test_whole_run_equals_the_literal_loop(
-    tiny: Any, tiny_config: Any, oracle: Any, settings: dict[str, Any]
-) -> None:
+def test_whole_run_equals_the_literal_loop(tiny: Any, tiny_config: Any, oracle: Any, settings: dict[str, Any]) -> None:
     settings = {"strategy": ["fedprox"], "seed": 4, **settings}
-    expected = oracle.federated(
-        tiny_config(settings), _method(oracle, settings.get("options.fedprox.mu", 0.01))
-    )
+    expected = oracle.federated(tiny_config(settings), _method(oracle, settings.get("options.fedprox.mu", 0.01)))
     assert oracle.distance(oracle.final(tiny(settings)), expected) < 1e-10
 
 
@@ -49,9 +45,7 @@ def test_mu_zero_is_finetune_bit_for_bit(tiny: Any, oracle: Any) -> None:
 def test_term_and_gradient_at_mu(oracle: Any) -> None:
     received = oracle.model(3, 2, 2, seed=0)
     w = oracle.leaves(oracle.model(3, 2, 2, seed=1))
-    step = oracle.step(
-        w, torch.ones(1, 2, dtype=torch.float64), [0], known=[0, 1], new=[0, 1], received=received
-    )
+    step = oracle.step(w, torch.ones(1, 2, dtype=torch.float64), [0], known=[0, 1], new=[0, 1], received=received)
 
     def term(mu: float) -> Any:
         return FedProx(FedProx.Options(mu=mu)).loss(step)["proximal"]
@@ -65,12 +59,8 @@ def test_term_and_gradient_at_mu(oracle: Any) -> None:
 def test_frozen_parameters_are_left_out(oracle: Any) -> None:
     received, w = oracle.model(3, 2, 2, seed=0), oracle.leaves(oracle.model(3, 2, 2, seed=1))
     w["encoder.1.weight"] = w["encoder.1.weight"].detach()
-    step = oracle.step(
-        w, torch.ones(1, 2, dtype=torch.float64), [0], known=[0, 1], new=[0, 1], received=received
-    )
-    literal = (
-        sum(float((w[n].detach() - received[n]).square().sum()) for n in w if n != "encoder.1.weight") / 2
-    )
+    step = oracle.step(w, torch.ones(1, 2, dtype=torch.float64), [0], known=[0, 1], new=[0, 1], received=received)
+    literal = sum(float((w[n].detach() - received[n]).square().sum()) for n in w if n != "encoder.1.weight") / 2
     assert FedProx(FedProx.Options(mu=1.0)).loss(step)["proximal"].item() == pytest.approx(literal)
 
 

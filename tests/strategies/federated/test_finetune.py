@@ -95,9 +95,7 @@ def test_a_sample_of_an_old_class_competes_among_all_known(oracle: Any) -> None:
         [True, True, True, False], [False, False, True, False], [True, True, True, False],
     ]  # fmt: skip
     scores = oracle.logits(w, x)
-    rows = [
-        oracle.cross_entropy(scores[i : i + 1], [y[i]], [2] if y[i] == 2 else [0, 1, 2]) for i in range(3)
-    ]
+    rows = [oracle.cross_entropy(scores[i : i + 1], [y[i]], [2] if y[i] == 2 else [0, 1, 2]) for i in range(3)]
     assert FinetuneMasked().task_loss(step).item() == pytest.approx(float(sum(rows)) / 3, abs=1e-12)
 
 

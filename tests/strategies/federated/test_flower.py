@@ -88,12 +88,8 @@ def test_flowers_fedavg_is_finetune(tiny: Run, oracle: ModuleType, weighting: st
     assert oracle.distance(flower, ours) < 1e-10
 
 
-@pytest.mark.parametrize(
-    "name", ["fedmedian", "fedtrimmedavg", "krum", "fedadam", "fedyogi", "flower_fedavg"]
-)
-def test_one_round_is_the_rule_on_the_clients_models(
-    tiny_config: Configure, oracle: ModuleType, name: str
-) -> None:
+@pytest.mark.parametrize("name", ["fedmedian", "fedtrimmedavg", "krum", "fedadam", "fedyogi", "flower_fedavg"])
+def test_one_round_is_the_rule_on_the_clients_models(tiny_config: Configure, oracle: ModuleType, name: str) -> None:
     from fedcl.run import run
 
     config = tiny_config(
@@ -147,9 +143,7 @@ def test_adam_goes_on_over_rounds_and_tasks(tiny_config: Configure, oracle: Modu
                 old[n] = wider
         for round_ in range(2):
             t += 1
-            models = [
-                oracle.train(k, round_, oracle.Local(world, task, w, None, {}), method) for k in range(3)
-            ]
+            models = [oracle.train(k, round_, oracle.Local(world, task, w, None, {}), method) for k in range(3)]
             mean = plain(models, [float(len(rows)) for rows in world.held[task]])
             eta = 0.1 * (1 - 0.99**t) ** 0.5 / (1 - 0.9**t)
             for n in w:
@@ -233,9 +227,7 @@ def test_clients_that_cannot_train_do_not_count(tiny_config: Configure, how: dic
 
 
 def test_cohorts_are_counted_as_the_server_draws_them(tiny_config: Configure) -> None:
-    config = tiny_config(
-        {**MANY, "federation.participation": 0.3, "federation.batch_min": 2, "scenario.tasks": 3}
-    )
+    config = tiny_config({**MANY, "federation.participation": 0.3, "federation.batch_min": 2, "scenario.tasks": 3})
     result = execute(config, progress=QuietProgress())
     counted = [e["clients"] - len(e["empty_clients"]) - len(e["idle_clients"]) for e in rounds(result)]
     assert list(cohort_sizes(config, build(config).split)) == counted

@@ -33,9 +33,7 @@ FROZEN = {"optimiser.lr": 1e-300, "strategy": ["nearest_mean"]}
 
 
 @functools.cache
-def prepared(
-    normalise: bool = True, score: str = "means", scale: float = 10.0
-) -> tuple[Experiment, dict[str, Tensor]]:
+def prepared(normalise: bool = True, score: str = "means", scale: float = 10.0) -> tuple[Experiment, dict[str, Tensor]]:
     """Ten digits of each class, one task, and a model whose head knows all classes."""
     config = load_config(
         {"strategy": ["nearest_mean"]},
@@ -50,9 +48,7 @@ def prepared(
     return experiment, arrays
 
 
-def asked(
-    experiment: Experiment, arrays: dict[str, Tensor], rows: list[list[int]], nodes: int
-) -> dict[str, Tensor]:
+def asked(experiment: Experiment, arrays: dict[str, Tensor], rows: list[list[int]], nodes: int) -> dict[str, Tensor]:
     """What the server has after each client counted its rows, hosted by several nodes."""
     reducer = Reducer(NearestMean.reductions)
     for node in range(nodes):
@@ -115,9 +111,7 @@ def test_predictions_are_scikit_learns(normalise: bool) -> None:
     assert len(set(ours.tolist())) > 3
 
 
-def test_a_whole_run_over_three_tasks_with_a_frozen_encoder(
-    tiny_config: Configure, oracle: ModuleType
-) -> None:
+def test_a_whole_run_over_three_tasks_with_a_frozen_encoder(tiny_config: Configure, oracle: ModuleType) -> None:
     from fedcl.run import run
 
     config = tiny_config({**FROZEN, "scenario.tasks": 3, "federation.clients": 5, "partition.min_size": 0})
@@ -135,9 +129,7 @@ def test_a_whole_run_over_three_tasks_with_a_frozen_encoder(
             assert result.matrix[t][j] == pytest.approx(right, abs=1e-12)
 
 
-def test_means_of_a_task_are_taken_with_its_last_global_model(
-    tiny_config: Configure, oracle: ModuleType
-) -> None:
+def test_means_of_a_task_are_taken_with_its_last_global_model(tiny_config: Configure, oracle: ModuleType) -> None:
     from fedcl.checkpoint import load_newest
     from fedcl.run import run
 
@@ -149,9 +141,7 @@ def test_means_of_a_task_are_taken_with_its_last_global_model(
     store = experiment.node.store
     z = features(experiment, oracle.final(result), store.batch(torch.arange(len(store)), torch.float64))
     for c in range(10):
-        torch.testing.assert_close(
-            sums[c] / counts[c], z[store.label_tensor == c].mean(0), rtol=0, atol=1e-10
-        )
+        torch.testing.assert_close(sums[c] / counts[c], z[store.label_tensor == c].mean(0), rtol=0, atol=1e-10)
 
 
 def test_training_is_finetunes_and_only_sums_and_counts_are_sent(tiny: Run, oracle: ModuleType) -> None:
@@ -219,9 +209,7 @@ def test_a_feature_of_zeros_is_no_nan() -> None:
 def test_odd_input(tiny: Run, odd: dict[str, Any], score: str) -> None:
     overrides = {"federation.rounds": 2, "evaluate.every": 1, "options.nearest_mean.score": score, **odd}
     matrix = tiny({"strategy": ["nearest_mean"], **overrides}).matrix
-    assert all(
-        value is not None and 0 <= value <= 1 for t, row in enumerate(matrix) for value in row[: t + 1]
-    )
+    assert all(value is not None and 0 <= value <= 1 for t, row in enumerate(matrix) for value in row[: t + 1])
 
 
 @pytest.mark.parametrize(
