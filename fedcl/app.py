@@ -31,7 +31,7 @@ client = ClientApp()
 server = ServerApp()
 
 
-@server.main()
+@server.main()  # type: ignore[untyped-decorator]  # flwr is not followed by the type checker
 def main(grid: Grid, context: Context) -> None:
     """Runs the server loop of the run that the context names."""
     token = str(context.run_config.get(TOKEN, ""))
@@ -40,13 +40,13 @@ def main(grid: Grid, context: Context) -> None:
     MAINS[token](grid)
 
 
-@client.train()
+@client.train()  # type: ignore[untyped-decorator]  # flwr is not followed by the type checker
 def train(message: Message, context: Context) -> Message:
     """A round of local training."""
     return answer(message)
 
 
-@client.query("ask")
+@client.query("ask")  # type: ignore[untyped-decorator]  # flwr is not followed by the type checker
 def ask(message: Message, context: Context) -> Message:
     """A call of a strategy's own function."""
     return answer(message)

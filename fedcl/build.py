@@ -251,6 +251,8 @@ def load_model(folder: Path) -> FedModel:
     for name, array in arrays.items():
         owner, _, short = name.rpartition(".")
         module = model.get_submodule(owner)
-        holder = module._parameters if short in module._parameters else module._buffers
-        holder[short] = torch.nn.Parameter(array) if short in module._parameters else array
+        if short in module._parameters:
+            module._parameters[short] = torch.nn.Parameter(array)
+        else:
+            module._buffers[short] = array
     return model.eval()

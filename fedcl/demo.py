@@ -91,9 +91,11 @@ def story(config: settings.Config, results: dict[str, RunResult], picture: Path,
         [
             out.getvalue().rstrip(),
             "",
-            f"Five clients learned the digits task by task ({config.federation.rounds} rounds each). Forgetting is what "
+            f"Five clients learned the digits task by task ({config.federation.rounds} rounds each). "
+            f"Forgetting is what "
             "accuracy on a task loses",
-            "from its best to the end. One seed: 'fedcl run seed=1' gives another, and single seeds differ by many points.",
+            "from its best to the end. One seed: 'fedcl run seed=1' gives another, and single seeds differ by "
+            "many points.",
             "",
             f"picture   {picture}",
             f"results   {stack.folder}  (config.yaml, summary.json, accuracy_matrix.csv, plots/)",

@@ -52,7 +52,7 @@ class Evaluator:
         owner = self.node.stack.owners["predict"] or Strategy()
         found = []
         dtype = self.node.dtype
-        for part in torch.from_numpy(rows).to(store.device).split(self.node.config.evaluate.batch_size):
+        for part in torch.split(torch.from_numpy(rows).to(store.device), self.node.config.evaluate.batch_size):
             if self.node.stop():
                 raise Interrupted("interrupted during evaluation")
             with self.node.autocast(), blame(owner, "predict"):

@@ -33,7 +33,7 @@ def keep(priority: Tensor, labels: Tensor, capacity: int, policy: Policy) -> Ten
     if policy == "reservoir":
         return order[:capacity].sort().values
     rank = torch.empty_like(order)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         members = order[labels[order] == label]
         rank[members] = torch.arange(len(members), device=rank.device)
     # Rank first, then priority: every class fills up at the same pace, and the last places are drawn at random.

@@ -76,7 +76,7 @@ class Recorder:
         return mask
 
     def begin(self, state: State) -> State:
-        """Measures the untrained model where forward transfer is defined: every column's classes can be scored early."""
+        """Measures the untrained model where forward transfer is defined: every class can be scored early."""
         stream = self.experiment.stream
         baseline: list[float | None] | None = None
         if stream.num_tasks > 1 and self.scores_unseen():
@@ -185,9 +185,10 @@ class Recorder:
             n for n, v in (("bytes_up", up), ("bytes_down", down), ("validation_accuracy", validation)) if v is None
         ]
         summary: dict[str, Any] = {
-            "name": config.name, "seed": config.seed, "strategy": list(config.strategy), "scenario": config.scenario.name,
-            "dataset": config.data.name, "num_tasks": experiment.stream.num_tasks, "num_clients": experiment.split.clients,
-            "rounds": config.federation.rounds * experiment.stream.num_tasks, "test_counts": records["total"], **metrics,
+            **self.identity(), "dataset": config.data.name,
+            "num_tasks": experiment.stream.num_tasks, "num_clients": experiment.split.clients,
+            "rounds": config.federation.rounds * experiment.stream.num_tasks,
+            "test_counts": records["total"], **metrics,
             "validation_accuracy": validation, "personal": self.personal(records),
             "bytes_up": up, "bytes_down": down,
             "bytes_per_task": None if centralised else per_task(records["bytes"]),
@@ -204,7 +205,7 @@ class Recorder:
         return summary
 
     def personal(self, records: dict[str, Any]) -> dict[str, Any] | None:
-        """Metrics of the clients on their own test sets: weighted mean, deviation, worst tenth; None without such sets."""
+        """Metrics of the clients on their own test sets: weighted mean, deviation, worst tenth; None without."""
         found = records["personal"]
         if not found:
             return None
@@ -215,12 +216,18 @@ class Recorder:
         ]
         return {n: asdict(s) for n, s in summarise_client_matrices(matrices, found[0]["total"]).items()}
 
+    def identity(self) -> dict[str, Any]:
+        """What tells this run from others."""
+        config = self.config
+        return {
+            "name": config.name, "seed": config.seed, "strategy": list(config.strategy),
+            "scenario": config.scenario.name,
+        }  # fmt: skip
+
     def stop(self, status: str, cause: str | None) -> None:
         """Says in the folder that the run did not end; nothing that was measured is changed into a number."""
-        config = self.config
         summary = {
-            "name": config.name, "seed": config.seed, "strategy": list(config.strategy), "scenario": config.scenario.name,
-            "status": status, "cause": cause, **dict.fromkeys(METRICS), "undefined": sorted(METRICS),
+            **self.identity(), "status": status, "cause": cause, **dict.fromkeys(METRICS), "undefined": sorted(METRICS),
         }  # fmt: skip
         self.folder.log({"event": status, "cause": cause})
         self.folder.write_summary(summary)

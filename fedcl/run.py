@@ -75,8 +75,8 @@ def run(
     """One experiment from Python.
 
     Args:
-        config_or_path: a :class:`fedcl.config.Config`, a mapping of sections, a YAML file, or a preset's name; None is the
-            default stack of ``fedcl demo``.
+        config_or_path: a :class:`fedcl.config.Config`, a mapping of sections, a YAML file, or a preset's name;
+            None is the default stack of ``fedcl demo``.
         progress: who is told; nobody by default.
         overrides: by dotted key, for example ``{"federation.clients": 10}``.
         sections: overrides of whole sections or top-level keys, for example ``seed=1, federation={"clients": 10}``.

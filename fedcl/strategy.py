@@ -219,7 +219,7 @@ class ClientContext:
         """(images, labels) of ``ids`` (default: the client's own) in order, unaugmented, in evaluation batches."""
         ids = self.ids if ids is None else ids
         dtype = next(iter(self.received.values())).dtype
-        for part in ids.split(self.eval_batch_size):
+        for part in torch.split(ids, self.eval_batch_size):
             yield self.store.batch(part, dtype), self.store.label_tensor[part]
 
 
@@ -480,7 +480,7 @@ class Stack:
             if len(firm) > 1:
                 both = " and ".join(s.name for s in firm)
                 raise UsageError("strategy", names, f"{both} both define {slot}; only one of a stack may")
-            owners[slot] = (firm or claims or [None])[0]
+            owners[slot] = next(iter(firm or claims), None)
         return cls(tuple(strategies), owners)
 
     def owns(self, strategy: Strategy, slot: str) -> bool:

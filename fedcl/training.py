@@ -133,7 +133,7 @@ def epoch_batches(count: int, size: int, minimum: int, drop_last: bool, *parts: 
     """
     order = torch.from_numpy(counter.permutation(count, *parts))
     floor = max(minimum, size if drop_last else 1)
-    return [b for b in order.split(size) if len(b) >= floor]
+    return [b for b in torch.split(order, size) if len(b) >= floor]
 
 
 def plan(count: int, config: Any, key: tuple[object, ...]) -> tuple[list[Tensor], int]:
@@ -166,7 +166,7 @@ def cycle(source: Source, *parts: object) -> Iterator[Tensor]:
     turn = 0
     while True:
         order = torch.from_numpy(counter.permutation(len(source.ids), *parts, turn)).to(source.ids.device)
-        for batch in order.split(size):
+        for batch in torch.split(order, size):
             if len(batch) == size:
                 yield source.ids[batch]
         turn += 1
@@ -201,7 +201,7 @@ def train_client(client: Client) -> Trained:
         Interrupted: the user asked to stop.
     """
     node, header, config = client.node, client.header, client.node.config
-    stack, store, model = node.stack, node.store, node.model
+    stack, store = node.stack, node.store
     batches, dropped = plan(len(client.ids), config, client.key)
     params = {n: client.received[n].detach().requires_grad_() for n in node.trainable}
     fixed = {n: a for n, a in client.received.items() if n not in params and n not in node.buffers}

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from fedcl.config import load_config
 from fedcl.environment import cpu_model, source_revision, usable_cpus, versions
@@ -63,7 +63,8 @@ def table(results: dict[str, Any]) -> str:
         a, b = (sum(e[k]) / len(e[k]) for k in ("method_values", "ablation_values"))
         interval = f"{points(e['low'])} to {points(e['high'])}"
         rows.append(
-            f"| {name}: {e['why']} | {100 * a:.1f} % | {100 * b:.1f} % | {points(e['mean'])} | {interval} | {e['verdict']} |"
+            f"| {name}: {e['why']} | {100 * a:.1f} % | {100 * b:.1f} % | {points(e['mean'])} | {interval} | "
+            f"{e['verdict']} |"
         )
     return "\n".join(rows)
 
@@ -78,7 +79,7 @@ def main() -> None:
     if arguments.table:
         print(table(recorded["effects"]))
         return
-    entries = yaml.safe_load((HERE / "list.yaml").read_text())
+    entries: Any = OmegaConf.to_container(OmegaConf.load(HERE / "list.yaml"))
     memo: Memo = {}
     for name in arguments.names or entries:
         found = effect(entries[name], memo)

@@ -85,7 +85,7 @@ class Call:
             if name.startswith("down/"):
                 strategy, key = name.removeprefix("down/").split("/", 1)
                 down.setdefault(strategy, {})[key] = array
-        rows = flat["_ids"].split(flat["_sizes"].tolist())
+        rows = torch.split(flat["_ids"], flat["_sizes"].tolist())
         return cls(
             header,
             below(flat, "model/"),

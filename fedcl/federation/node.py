@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ContextManager, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,7 +71,8 @@ class Node:
                 answer = strategy.share(name)
             if answer not in ("shared", "private", "frozen"):
                 raise RunFailed(
-                    f"strategy {strategy.name!r}: share({name!r}) returned {answer!r}; allowed are shared, private, frozen"
+                    f"strategy {strategy.name!r}: share({name!r}) returned {answer!r}; allowed are shared, "
+                    f"private, frozen"
                 )
             if answer != "shared":
                 return answer
@@ -96,7 +97,7 @@ class Node:
         """Arrays of the model that stay at a client."""
         return [n for n, sharing in self.sharing.items() if sharing == "private"]
 
-    def autocast(self) -> ContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 autocast when asked for."""
         if self.config.engine.dtype == "bf16":
             return torch.autocast(self.store.device.type, dtype=torch.bfloat16)
@@ -135,10 +136,11 @@ class Node:
         received = {**call.model, **private}
         ids = call.ids[client].to(device)
         labels = self.store.label_tensor[ids]
+        previous = {**call.previous, **private} if call.previous else {}
         mask = torch.zeros(header.width, dtype=torch.bool, device=device)
         return Client(
             client, header, ids, labels, received, call.down, state,
-            NamedModels(self, {"received": received, "stage:previous": {**call.previous, **private} if call.previous else {}}),
+            NamedModels(self, {"received": received, "stage:previous": previous}),
             mask.index_fill(0, torch.tensor(header.known, device=device), True),
             mask.index_fill(0, torch.tensor(header.new, dtype=torch.int64, device=device), True),
             torch.bincount(labels, minlength=header.width), self,

@@ -374,7 +374,7 @@ class View:
         if clients == "holders":
             chosen: Sequence[int] = [c for c, ids in enumerate(rows) if len(ids)]
         else:
-            chosen = range(len(rows)) if clients == "all" else clients  # type: ignore[assignment]
+            chosen = range(len(rows)) if clients == "all" else clients
         sent = {self.strategy.name: Broadcast(down)} if down else {}
         reducer, _, self.current = federation.call(
             self.current, f"{self.strategy.name}:{function.__name__}", chosen, sent, self.strategy.reductions,

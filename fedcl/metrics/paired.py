@@ -15,8 +15,8 @@ class PairedDifference:
         mean: of the differences, in the unit of the values.
         low, high: the interval's ends; None with fewer than two pairs.
         pairs: how many differences.
-        verdict: ``gained`` (the interval is above 0), ``lost`` (below 0), ``not shown`` (it covers 0, or there is none),
-            ``identical`` (every difference is exactly 0).
+        verdict: ``gained`` (the interval is above 0), ``lost`` (below 0), ``not shown`` (it covers 0, or there
+            is none), ``identical`` (every difference is exactly 0).
     """
 
     mean: float

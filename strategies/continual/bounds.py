@@ -21,7 +21,8 @@ class Cumulative(Strategy):
         certainty="Certain.",
         client_state="all images of all tasks so far (in the simulation: their row numbers)",
         cost="The work of a round grows with the task.",
-        notes="Breaks the rule of continual learning. A client's images of task t are those of its tasks 0 to t; an image that "
+        notes="Breaks the rule of continual learning. A client's images of task t are those of its tasks 0 to "
+        "t; an image that "
         "stands in several tasks is taken once.",
     )
 
@@ -42,7 +43,8 @@ class Joint(Strategy):
         certainty="Certain.",
         client_state="all images",
         cost="No federation: bytes are undefined. The work of a round grows with task and clients.",
-        notes="Breaks the rules of continual and of federated learning. Rounds and epochs are those of the settings, so a round "
+        notes="Breaks the rules of continual and of federated learning. Rounds and epochs are those of the "
+        "settings, so a round "
         "is `federation.epochs` passes over all images of all tasks so far.",
     )
 

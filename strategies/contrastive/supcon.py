@@ -24,12 +24,13 @@ class SupCon(Strategy):
         year=2020,
         bibtex="""@inproceedings{khosla2020supcon,
   title = {Supervised Contrastive Learning},
-  author = {Khosla, Prannay and Teterwak, Piotr and Wang, Chen and Sarna, Aaron and Tian, Yonglong and Isola, Phillip and
-            Maschinot, Aaron and Liu, Ce and Krishnan, Dilip},
+  author = {Khosla, Prannay and Teterwak, Piotr and Wang, Chen and Sarna, Aaron and Tian, Yonglong and
+            Isola, Phillip and Maschinot, Aaron and Liu, Ce and Krishnan, Dilip},
   booktitle = {NeurIPS},
   year = {2020}
 }""",
-        certainty="Loss certain (equation 2, the sum outside of the logarithm); temperature 0.1 is the paper's for its best models. "
+        certainty="Loss certain (equation 2, the sum outside of the logarithm); temperature 0.1 is the "
+        "paper's for its best models. "
         "The paper trains the encoder alone and a linear head after it; here both losses train together.",
         cost="The batch is as many times larger as there are views; a projector beside the encoder.",
         notes="Views are drawn by data.augment; without augmentation they are equal. A batch with no pair of one class "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FlowerStrategy(Strategy):
-    """Base: parameters of the cohort are aggregated by ``flower_name``; BatchNorm buffers are averaged by the engine."""
+    """Base: the cohort's parameters are aggregated by ``flower_name``, BatchNorm buffers averaged by the engine."""
 
     flower_name = ""
     family = "federated"
@@ -74,8 +74,14 @@ class FlowerFedAvg(FlowerStrategy):
 
     name = "flower_fedavg"
     flower_name = "fedavg"
-    card = _card("Communication-Efficient Learning of Deep Networks from Decentralized Data", "McMahan, Moore, Ramage, Hampson, "
-                 "Aguera y Arcas", "AISTATS", 2017, "mcmahan2017fedavg", "none")  # fmt: skip
+    card = _card(
+        "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+        "McMahan, Moore, Ramage, Hampson, Aguera y Arcas",
+        "AISTATS",
+        2017,
+        "mcmahan2017fedavg",
+        "none",
+    )
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,15 @@ class FedAdam(FlowerStrategy):
     name = flower_name = "fedadam"
     Options = _Adaptive
     like_parameters = {"m_t": "zero", "v_t": "zero"}
-    card = _card("Adaptive Federated Optimization", "Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan", "ICLR", 2021,
-                 "reddi2021adaptive", "two moments, two models", "Flower adds a bias correction and starts v at 0; the paper has none and starts at tau^2.")  # fmt: skip
+    card = _card(
+        "Adaptive Federated Optimization",
+        "Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan",
+        "ICLR",
+        2021,
+        "reddi2021adaptive",
+        "two moments, two models",
+        "Flower adds a bias correction and starts v at 0; the paper has none and starts at tau^2.",
+    )
 
 
 class FedYogi(FlowerStrategy):
@@ -106,24 +119,45 @@ class FedYogi(FlowerStrategy):
         eta: float = option(0.01, "server learning rate; Flower's default")
 
     like_parameters = {"m_t": "zero", "v_t": "zero"}
-    card = _card("Adaptive Federated Optimization", "Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan", "ICLR", 2021,
-                 "reddi2021adaptive", "two moments, two models", "Flower adds a bias correction and starts v at 0; the paper has none and starts at tau^2.")  # fmt: skip
+    card = _card(
+        "Adaptive Federated Optimization",
+        "Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan",
+        "ICLR",
+        2021,
+        "reddi2021adaptive",
+        "two moments, two models",
+        "Flower adds a bias correction and starts v at 0; the paper has none and starts at tau^2.",
+    )
 
 
 class FedMedian(FlowerStrategy):
     """Coordinate-wise median of the clients' parameters."""
 
     name = flower_name = "fedmedian"
-    card = _card("Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", "Yin, Chen, Ramchandran, Bartlett",
-                 "ICML", 2018, "yin2018byzantine", "none", "Unweighted. Parameters only; BatchNorm buffers are averaged.")  # fmt: skip
+    card = _card(
+        "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
+        "Yin, Chen, Ramchandran, Bartlett",
+        "ICML",
+        2018,
+        "yin2018byzantine",
+        "none",
+        "Unweighted. Parameters only; BatchNorm buffers are averaged.",
+    )
 
 
 class FedTrimmedAvg(FlowerStrategy):
     """Coordinate-wise mean without the largest and smallest share of values."""
 
     name = flower_name = "fedtrimmedavg"
-    card = _card("Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", "Yin, Chen, Ramchandran, Bartlett",
-                 "ICML", 2018, "yin2018byzantine", "none", "Unweighted. Parameters only; BatchNorm buffers are averaged.")  # fmt: skip
+    card = _card(
+        "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
+        "Yin, Chen, Ramchandran, Bartlett",
+        "ICML",
+        2018,
+        "yin2018byzantine",
+        "none",
+        "Unweighted. Parameters only; BatchNorm buffers are averaged.",
+    )
 
     @dataclass(frozen=True)
     class Options:
@@ -134,8 +168,14 @@ class Krum(FlowerStrategy):
     """The one client's model that is nearest to its neighbours."""
 
     name = flower_name = "krum"
-    card = _card("Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", "Blanchard, El Mhamdi, Guerraoui, Stainer",
-                 "NeurIPS", 2017, "blanchard2017krum", "none")  # fmt: skip
+    card = _card(
+        "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
+        "Blanchard, El Mhamdi, Guerraoui, Stainer",
+        "NeurIPS",
+        2017,
+        "blanchard2017krum",
+        "none",
+    )
 
     @dataclass(frozen=True)
     class Options:
@@ -146,9 +186,16 @@ class Bulyan(FlowerStrategy):
     """Clients chosen by Krum's scores, then a trimmed mean around their median."""
 
     name = flower_name = "bulyan"
-    card = _card("The Hidden Vulnerability of Distributed Learning in Byzantium", "El Mhamdi, Guerraoui, Rouault", "ICML", 2018,
-                 "elmhamdi2018bulyan", "none", "Needs at least 4 f + 3 clients in each round for f malicious ones. "
-                 "Flower ranks once by Krum's score; the paper repeats Krum after each choice.")  # fmt: skip
+    card = _card(
+        "The Hidden Vulnerability of Distributed Learning in Byzantium",
+        "El Mhamdi, Guerraoui, Rouault",
+        "ICML",
+        2018,
+        "elmhamdi2018bulyan",
+        "none",
+        "Needs at least 4 f + 3 clients in each round for f malicious ones. "
+        "Flower ranks once by Krum's score; the paper repeats Krum after each choice.",
+    )
 
     @dataclass(frozen=True)
     class Options:

@@ -48,7 +48,8 @@ class NearestMean(Strategy):
   booktitle = {NeurIPS Workshop on Distribution Shifts},
   year = {2022}
 }""",
-        certainty="Rule read in the released code: normalised features, means not normalised again, Euclidean distance. "
+        certainty="Rule read in the released code: normalised features, means not normalised again, Euclidean "
+        "distance. "
         "The federated form is exact: sums and counts add up.",
         leaves_client=(
             ("sums", "classes x features, float64", "sum", "end of a task"),
@@ -56,8 +57,10 @@ class NearestMean(Strategy):
         ),
         server_state="sums and counts of all classes so far",
         cost="One forward pass over the task's images and one small upload at the end of a task.",
-        notes="Counts of images a class leave the client. The paper keeps the encoder frozen; where it is trained on, means of old "
-        "classes stay those of their own task and drift away from the features. `score=both` adds the log-probabilities of "
+        notes="Counts of images a class leave the client. The paper keeps the encoder frozen; where it is "
+        "trained on, means of old "
+        "classes stay those of their own task and drift away from the features. `score=both` adds the "
+        "log-probabilities of "
         "the means and of the head (ours). Before the end of the first task the head predicts; "
         "within a task its new classes have no mean yet.",
     )

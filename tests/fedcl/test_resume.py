@@ -245,6 +245,22 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(lab: Lab, damage: str) -> N
     assert results(folder) == whole
 
 
+def test_older_checkpoints_keep_their_client_states_over_a_resume(lab: Lab) -> None:
+    """With three kept, the two newest are damaged after a resume that saved but one of them."""
+    whole, _ = lab.whole("private parts, convolutions")
+    settings = {**lab.settings("private parts, convolutions"), "checkpoint": {"every": 1, "keep": 3}}
+    save = "fedcl.run:save_checkpoint"
+    folder, _ = lab.start(settings, kill(save, 5))
+    died = lab.resume(folder, kill(save, 2))
+    assert died["signal"] == signal.SIGKILL
+    stored = sorted(p for p in (folder / "checkpoints").iterdir() if not p.name.startswith("."))
+    assert len(stored) == 3
+    for path in stored[-2:]:
+        (path / "meta.json").write_text("{")
+    assert lab.resume(folder)["error"] == ""
+    assert results(folder) == whole
+
+
 def test_all_checkpoints_damaged_starts_anew(lab: Lab) -> None:
     whole, _ = lab.whole("replay+fedewc")
     folder, _ = lab.start(lab.settings("replay+fedewc"), kill(STEP, 40))

@@ -223,8 +223,9 @@ def test_run_folder_holds_what_the_contract_says(tiny: Tiny) -> None:
     assert not [p for p in folder.rglob("*") if p.suffix in (".pt", ".pth", ".pkl", ".pickle")]
     summary = json.loads((folder / "summary.json").read_text())
     assert {"name", "seed", "strategy", "scenario", "num_tasks", "num_clients", "rounds", "average_accuracy",
-            "average_incremental_accuracy", "forgetting", "forgetting_first_last", "backward_transfer", "forward_transfer",
-            "bytes_up", "bytes_down", "wall_seconds", "model_sha256", "state_sha256", "status", "undefined"} <= set(summary)  # fmt: skip
+            "average_incremental_accuracy", "forgetting", "forgetting_first_last", "backward_transfer",
+            "forward_transfer", "bytes_up", "bytes_down", "wall_seconds", "model_sha256", "state_sha256", "status",
+            "undefined"} <= set(summary)  # fmt: skip
     assert summary == result.summary
     assert (summary["status"], summary["num_tasks"], summary["num_clients"], summary["rounds"]) == (
         "done",

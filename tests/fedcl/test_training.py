@@ -333,7 +333,8 @@ def test_edited_gradients_and_edited_parameters_take_effect(tiny: Tiny, plugin: 
     assert _moved(still) == set()
     head = tiny(
         plugin(
-            "def edit_gradients(self, step, grads):\n    return {n: g if n == 'head.bias' else g * 0 for n, g in grads.items()}"
+            "def edit_gradients(self, step, grads):\n    return {n: g if n == 'head.bias' else g * 0 for n, g "
+            "in grads.items()}"
         )
     )
     assert _moved(head) == {"head.bias"}
