@@ -79,17 +79,14 @@ def resolve_engine(config: settings.Config) -> settings.Config:
     """The engine's settings without ``auto``; they are written down and used again on resume."""
     engine = config.engine
     device = device_of(engine.device)
-    if engine.path == "stacked":
-        raise UsageError(
-            "engine.path", "stacked", "auto or sequential: clients of a node train one by one in this version"
-        )
     convolutional = not config.model.name.startswith("mlp")
     layout = engine.memory_format
     if layout == "auto":
         layout = "channels_last" if convolutional and device.type == "cpu" else "contiguous"
     # A perceptron's matrix products are too small to share: a second thread made a round six times slower.
     threads = engine.threads or (usable_cpus() if convolutional else 1)
-    engine = replace(engine, device=str(device), path="sequential", memory_format=layout, threads=threads)
+    path = "sequential" if engine.path == "auto" else engine.path
+    engine = replace(engine, device=str(device), path=path, memory_format=layout, threads=threads)
     return replace(config, engine=engine)
 
 

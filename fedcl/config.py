@@ -130,6 +130,7 @@ class Engine:
     runtime: str = "local"  # local | ray | deploy
     device: str = "auto"  # auto | cpu | cuda[:i]
     path: str = "auto"  # auto | stacked | sequential
+    chunk: int = 0  # clients in a stack; 0: the whole cohort of a node
     dtype: str = "float32"  # float32 | float64 | bf16
     threads: int = 0  # 0: the number of physical cores this process may use
     memory_format: str = "auto"  # auto | contiguous | channels_last

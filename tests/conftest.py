@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +82,33 @@ def _helper(name: str) -> ModuleType:
 def oracle() -> ModuleType:
     """``tests/helpers/oracle.py``: federated continual learning as plain loops in float64."""
     return _helper("oracle")
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Any:
+    """``plugin(body)``: settings of a run with a strategy of this body; ``plugin.seen(settings)``: what it noted."""
+    return _helper("probes").Probes(tmp_path)
+
+
+@pytest.fixture
+def moved() -> Callable[[RunResult], set[str]]:
+    """``moved(result)``: names of the parameters that a tiny run changed."""
+    compare: Callable[[RunResult], set[str]] = _helper("probes").moved
+    return compare
+
+
+@pytest.fixture(scope="session")
+def children() -> Iterator[Any]:
+    """Starts runs in processes of their own that die or fail at an exact point."""
+    forking = _helper("children").Children()
+    yield forking
+    forking.close()
+
+
+@pytest.fixture
+def lab(children: Any, tiny_config: Callable[[Mapping[str, Any]], Config], tmp_path: Path) -> Any:
+    """``tests/helpers/lab.py``: whole, stopped and resumed runs of a few stacks."""
+    return _helper("lab").Lab(children, tiny_config, _helper("children").EVERYTHING, tmp_path)
 
 
 def _images(path: Path, classes: int, each: int) -> str:

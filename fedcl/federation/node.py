@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from ..data.augment import Augmentation, augment
 from ..errors import RunFailed
 from ..models.arrays import class_axes, frozen_names, grow_like
 from ..models.model import run
+from ..stacked import train_cohort
 from ..strategy import Arrays, Reduction, Stack, Strategy
 from ..training import Client, NamedModels, Trained, blame, train_client
 from .call import Call, Header, Reply, below, prefixed
@@ -193,18 +194,14 @@ class Node:
     def train(self, call: Call) -> Reply:
         """A round of local training of the cohort; clients without images answer with nothing."""
         reducer = Reducer(self.train_rules())
-        uploaded, idle, empty = 0, [], []
+        uploaded, idle = 0, []
         totals: dict[str, float] = {}
         steps = samples = dropped = 0
-        for number in call.header.clients:
-            if not len(call.ids[number]):
-                empty.append(number)
-                continue
-            client = self.client(call, number)
-            result = train_client(client)
+        empty = [n for n in call.header.clients if not len(call.ids[n])]
+        for client, result in self.trained(call, [n for n in call.header.clients if len(call.ids[n])]):
             dropped += result.dropped
             if not result.steps:
-                idle.append(number)
+                idle.append(client.id)
                 continue
             uploads, state = self.end_round(client, result)
             self.save(client, state, result.arrays, call.header.sequence)
@@ -220,6 +217,18 @@ class Node:
         measured = {"bytes_up": uploaded, "steps": steps, "samples": samples, "dropped": dropped, "idle": idle,
                     "empty": empty, "losses": totals}  # fmt: skip
         return Reply(arrays, facts, measured)
+
+    def trained(self, call: Call, numbers: list[int]) -> Iterator[tuple[Client, Trained]]:
+        """Clients and what they trained, in the order of ``numbers``: one by one, or stacked in chunks."""
+        if self.config.engine.path != "stacked":
+            for number in numbers:
+                client = self.client(call, number)
+                yield client, train_client(client)
+            return
+        size = self.config.engine.chunk or len(numbers)
+        for start in range(0, len(numbers), max(size, 1)):
+            clients = [self.client(call, number) for number in numbers[start : start + size]]
+            yield from zip(clients, train_cohort(clients), strict=True)
 
     def train_rules(self) -> dict[str, Reduction]:
         """The reduction of everything a round uploads."""

@@ -1,4 +1,4 @@
-"""Counter-based randomness: the numbers themselves, their distribution, and their independence of how they are drawn."""
+"""Counter-based randomness: the numbers themselves, their distribution, and that the way of drawing changes none."""
 
 from __future__ import annotations
 

@@ -163,7 +163,8 @@ def test_frozen_batch_norm_buffers_do_not_come_up(tiny: Tiny) -> None:
     frozen = tiny({**run, "name": "f", "model.batch_norm": "frozen"}).summary["bytes_up"]
     local = tiny({**run, "name": "l", "model.batch_norm": "local"}).summary
     assert average - frozen == CLIENTS * (8 + 8 + 1) * 8  # running mean and variance, and a count
-    assert local["bytes_up"] == local["bytes_down"] == frozen
+    assert local["bytes_down"] == frozen  # they never come down, but their mean is needed to evaluate the global model
+    assert local["bytes_up"] == average
 
 
 def test_centralised_bound_has_no_bytes(tiny: Tiny) -> None:

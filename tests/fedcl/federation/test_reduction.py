@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -90,7 +92,7 @@ def test_any_spread_over_nodes_equals_one_node(rule: Reduction, dtype: torch.dty
     )
     weights = [float(1 + (seed * 7 + k * 13) % 40) for k in range(clients)]
     edges = [0, *sorted(cuts), clients]
-    nodes = [list(range(a, b)) for a, b in zip(edges, edges[1:], strict=False)]  # some may be empty
+    nodes = [list(range(a, b)) for a, b in itertools.pairwise(edges)]  # some may be empty
     whole = reduce(rule, parts, weights, [list(range(clients))])
     spread = reduce(rule, parts, weights, nodes)
     if rule in ("max", "min", "stack") or (rule == "sum" and dtype == torch.int64):
