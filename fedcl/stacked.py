@@ -1,4 +1,4 @@
-"""Local training of many clients as one stacked model: the same steps as :mod:`fedcl.training`, under ``torch.func.vmap``.
+"""Local training of many clients as one stacked model: the steps of :mod:`fedcl.training` under ``torch.func.vmap``.
 
 Nothing is padded. Clients are sorted by their number of steps; at each step the active ones are grouped by batch size,
 and every group is one vectorised call. Draws inside a step are counter-based, so that a client sees the same numbers
@@ -82,7 +82,7 @@ def train_cohort(clients: Sequence[Client]) -> Iterator[Trained]:
         plans.append(Plan(client, batches, dropped, extra_sources(client.node.stack, client)))
     order = sorted(range(len(plans)), key=lambda i: -len(plans[i].batches))
     trained = Cohort([plans[i] for i in order]).run()
-    back = {place: result for place, result in zip(order, trained, strict=True)}
+    back = dict(zip(order, trained, strict=True))
     for place in range(len(plans)):
         yield back[place]
 
@@ -177,7 +177,7 @@ class Cohort:
         pick.put(self.buffers, buffers)
 
     def rate(self, index: int, rows: list[int]) -> float | Tensor:
-        """The learning rate of a step: a number, or (rows,) where a schedule over steps gives clients different ones."""
+        """The learning rate of a step: a number, or (rows,) where a schedule over steps differs between clients."""
         node, header = self.node, self.first.header
         totals = [node.schedule_total(len(self.plans[row].batches), header) for row in rows]
         rates = [
