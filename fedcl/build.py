@@ -45,6 +45,7 @@ class Experiment:
         initial: parameters and buffers before the first task.
         class_names: by original class id.
         warnings: what the user should know of the split, one line each.
+        dataset: name of the images.
         split_sha256: over stream and split, so that a resumed run can tell whether the data changed.
     """
 
@@ -56,6 +57,7 @@ class Experiment:
     initial: Arrays
     class_names: tuple[str, ...]
     warnings: tuple[str, ...]
+    dataset: str
     split_sha256: str
 
 
@@ -103,7 +105,10 @@ def apply_engine(engine: settings.Engine) -> None:
 def load_stream(config: settings.Config, resolved: Resolved, device: str) -> tuple[Dataset, Stream, Split]:
     """The images, the stream of tasks and its split over the clients, as the strategies arrange it."""
     scenario = resolved.scenario()
-    dataset = scenario.dataset(config.scenario, config.seed) or load_dataset(config.data, device)
+    own = scenario.dataset(config.scenario, config.seed)
+    if own is not None:
+        _refuse_unread(config)
+    dataset = own or load_dataset(config.data, device)
     labels = DatasetLabels(dataset.train.labels, dataset.test.labels, dataset.num_classes, dataset.class_names)
     stream = scenario.build(labels, config.scenario, config.data.validation, config.seed)
     if config.scenario.first is not None:
@@ -124,6 +129,15 @@ def load_stream(config: settings.Config, resolved: Resolved, device: str) -> tup
             test_store=split.test_store if personal is not None else None,
         )
     return dataset, stream, split
+
+
+def _refuse_unread(config: settings.Config) -> None:
+    """Refuses settings of the data section that a scenario with images of its own does not read."""
+    plain = settings.Data()
+    for key in ("limit", "size", "domains", "memory_map"):
+        if getattr(config.data, key) != getattr(plain, key):
+            allowed = f"is not read with scenario.name={config.scenario.name}, which brings its own images"
+            raise UsageError(f"data.{key}", getattr(config.data, key), allowed)
 
 
 def build_split(config: settings.Config) -> tuple[Stream, Split, tuple[str, ...]]:
@@ -174,7 +188,8 @@ def build(config: settings.Config) -> Experiment:
     )  # fmt: skip
     warnings = () if any(s.centralised for s in stack) else tuple(split_warnings(split, stream, dataset.class_names))
     return Experiment(
-        config, stream, split, node, test, initial, dataset.class_names, warnings, split_hash(stream, split)
+        config, stream, split, node, test, initial, dataset.class_names, warnings, dataset.name,
+        split_hash(stream, split),
     )
 
 

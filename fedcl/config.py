@@ -194,8 +194,9 @@ def load_config(
     """The settings of a run: schema defaults, then presets, then ``source``, then ``overrides``.
 
     A layer that sets ``strategy`` drops the options that lower layers gave to strategies it leaves out; a
-    layer that sets one of ``federation.epochs`` and ``federation.steps`` unsets the other. With neither, one
-    epoch a round is trained.
+    layer that sets one of ``federation.epochs`` and ``federation.steps`` unsets the other; one that changes
+    ``model.name`` unsets the width and depth of the network that it replaces. With neither epochs nor steps, one epoch
+    a round is trained.
 
     Args:
         source: a YAML file, the name of a preset, settings as a mapping, or None for the default preset.

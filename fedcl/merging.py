@@ -118,6 +118,10 @@ def _displace(merged: Any, values: dict[str, Any]) -> None:
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
         if federation.get(one) is not None and federation.get(other) is None:
             merged.federation[other] = None
+    network = values.get("model", {})
+    if network.get("name") not in (None, merged.model.name):
+        for size in ("width", "depth"):  # of the network that was replaced: another means something else by them
+            merged.model[size] = None
 
 
 def _at(values: Any, key: str) -> Any:

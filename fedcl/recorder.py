@@ -58,7 +58,7 @@ class Recorder:
         c = self.config
         centralised = any(s.centralised for s in self.experiment.node.stack)
         who = "centralised" if centralised else f"{self.experiment.split.clients} clients"
-        return f"{c.name}: {' + '.join(c.strategy)} on {c.data.name}, {c.scenario.name}, {who}, seed {c.seed}"
+        return f"{c.name}: {' + '.join(c.strategy)} on {self.experiment.dataset}, {c.scenario.name}, {who}, seed {c.seed}"
 
     def say_warnings(self) -> None:
         """Tells what is odd about the split."""
@@ -185,7 +185,7 @@ class Recorder:
             n for n, v in (("bytes_up", up), ("bytes_down", down), ("validation_accuracy", validation)) if v is None
         ]
         summary: dict[str, Any] = {
-            **self.identity(), "dataset": config.data.name,
+            **self.identity(), "dataset": experiment.dataset,
             "num_tasks": experiment.stream.num_tasks, "num_clients": experiment.split.clients,
             "rounds": config.federation.rounds * experiment.stream.num_tasks,
             "test_counts": records["total"], **metrics,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import registry
-from .errors import UsageError
+from .errors import FedclError, RunFailed, UsageError
 from .values import parse_options
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def resolve(config: Config) -> Resolved:
 
     Raises:
         UsageError: a plugin fails, a name does not exist, an option is wrong, or a runtime is not there.
+        RunFailed: a strategy cannot be made.
     """
     if config.engine.runtime != "local":
         raise UsageError("engine.runtime", config.engine.runtime, "only local is available in this version")
@@ -69,6 +70,16 @@ def _strategies(config: Config) -> tuple[Strategy, ...]:
             raise UsageError(key, options, f"{prefixes[owner]} gives options to the same strategy")
         given[owner], prefixes[owner] = options, key
     return tuple(
-        cls(parse_options(cls.Options, given.get(name, {}), prefixes.get(name, f"options.{name}")))
+        _made(cls, parse_options(cls.Options, given.get(name, {}), prefixes.get(name, f"options.{name}")))
         for name, cls in classes.items()
     )
+
+
+def _made(cls: type[Any], options: Any) -> Strategy:
+    try:
+        strategy: Strategy = cls(options)
+    except FedclError:
+        raise
+    except Exception as error:
+        raise RunFailed(f"strategy {cls.name!r} failed in __init__: {type(error).__name__}: {error}") from error
+    return strategy

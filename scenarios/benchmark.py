@@ -73,6 +73,7 @@ class Benchmark(Scenario):
         """The benchmark's images, uint8. Class ids are the sorted original labels' places."""
         from fedcl.data.store import Dataset, Statistics, TensorStore
 
+        _refuse_unread(config)
         made = self._materialise(config, seed)
         originals = np.unique(made.labels[0])
         train, test = (np.searchsorted(originals, labels) for labels in made.labels)
@@ -199,6 +200,15 @@ def _find(name: str | None) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError("scenario.benchmark", name, allowed)
     return found  # type: ignore[no-any-return]
+
+
+def _refuse_unread(config: settings.Scenario) -> None:
+    """Refuses settings that the benchmark decides by itself; ``tasks`` has a default and cannot be told from one."""
+    plain = settings.Scenario()
+    for key in ("base", "increment", "order"):
+        if getattr(config, key) != getattr(plain, key):
+            allowed = "is not read with scenario.name=benchmark: give the benchmark's own scenario.arguments"
+            raise UsageError(f"scenario.{key}", getattr(config, key), allowed)
 
 
 def _copy(name: str | None, stream: list[Any]) -> tuple[Image, Ids, Ids]:

@@ -39,6 +39,8 @@ class ClassIncremental(Scenario):
         """
         from fedcl.data.splits import validation_split
 
+        if config.benchmark is not None:
+            raise UsageError("scenario.benchmark", config.benchmark, "is only read with scenario.name=benchmark")
         sizes = task_sizes(data.num_classes, config)
         order = class_order(data.num_classes, config, seed)
         _check_labels(data)

@@ -57,8 +57,8 @@ class WeightAligning(Strategy):
   booktitle = {CVPR},
   year = {2020}
 }""",
-        certainty="Alignment certain. The loss (1 - lambda) CE + lambda KD is the specification's; a released version of PyCIL "
-        "trains CE + 2 KD. That the paper keeps the head's weights non-negative during training is from memory; PyCIL "
+        certainty="Alignment certain. The loss (1 - lambda) CE + lambda KD is the specification's; a released "
+        "version of PyCIL trains CE + 2 KD. That the paper keeps the head's weights non-negative during training is from memory; PyCIL "
         "leaves it out (`clip=false`), and the factor T^2 of the distillation too (`squared=false`).",
         server_state="the global model of the previous task's end",
         cost="The alignment costs nothing and sends nothing; the loss one more forward pass a step.",
