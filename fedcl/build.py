@@ -190,7 +190,7 @@ def build(config: settings.Config) -> Experiment:
     return Experiment(
         config, stream, split, node, test, initial, dataset.class_names, warnings, dataset.name,
         split_hash(stream, split),
-    )
+    )  # fmt: skip
 
 
 def split_hash(stream: Stream, split: Split) -> str:

@@ -58,7 +58,9 @@ class Recorder:
         c = self.config
         centralised = any(s.centralised for s in self.experiment.node.stack)
         who = "centralised" if centralised else f"{self.experiment.split.clients} clients"
-        return f"{c.name}: {' + '.join(c.strategy)} on {self.experiment.dataset}, {c.scenario.name}, {who}, seed {c.seed}"
+        return (
+            f"{c.name}: {' + '.join(c.strategy)} on {self.experiment.dataset}, {c.scenario.name}, {who}, seed {c.seed}"
+        )
 
     def say_warnings(self) -> None:
         """Tells what is odd about the split."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import registry
@@ -45,6 +46,26 @@ def resolve(config: Config) -> Resolved:
     scenario = registry.load("scenarios", config.scenario.name)
     partition = registry.load("partitions", config.partition.name)
     return Resolved(_strategies(config), scenario, partition, plugins)
+
+
+def anchored(config: Config) -> Config:
+    """The same settings with absolute paths, so that a run folder means the same from any working directory."""
+    data, model, init = config.data, config.model, config.init
+    if data.root is not None:
+        data = replace(data, root=_absolute(data.root))
+    # As images are looked for: below the root first, then from here.
+    below = Path(data.root or "data") / data.name
+    if Path(data.name).suffix == ".npz" and Path(data.name).is_file() and not below.exists():
+        data = replace(data, name=_absolute(data.name))
+    if model.checkpoint is not None:
+        model = replace(model, checkpoint=_absolute(model.checkpoint))
+    if init is not None:
+        init = _absolute(init)
+    return replace(config, data=data, model=model, init=init)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _strategies(config: Config) -> tuple[Strategy, ...]:

@@ -28,6 +28,7 @@ from .hashing import model_sha256, state_sha256
 from .progress import Progress, QuietProgress
 from .quiet import quiet_libraries
 from .recorder import Recorder
+from .resolve import anchored
 from .runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def execute(config: settings.Config, *, progress: Progress, folder: Path | None 
         config = replace(config, output=replace(config.output, dir=str(folder)))
     logs: list[dict[str, object]] = []
     with quiet_libraries(logs.append):
-        experiment = build(config)
+        experiment = build(anchored(config))
     with RunFolder.create(Path(config.output.dir), config.name, config.seed) as owned:
         stored = store_plugins(experiment.config, owned)
         owned.write_config(settings.to_yaml(stored))

@@ -42,6 +42,17 @@ TINY: dict[str, Any] = {
 """Under a second: 120 digits, two tasks of five classes, three unequal clients, two rounds."""
 
 
+@pytest.fixture(autouse=True)
+def own_plugins() -> Iterator[None]:
+    """What a test loads as a plugin is unknown to the next one, so that tests may run in any order."""
+    from fedcl import registry
+
+    known = registry._default
+    before = dict(known._plugins), dict(known._classes)
+    yield
+    known._plugins, known._classes = before
+
+
 @pytest.fixture
 def tiny_config(tmp_path: Path) -> Callable[[Mapping[str, Any]], Config]:
     """``tiny_config({"strategy": ["fedprox"]})``: settings of a tiny run in a folder of its own."""

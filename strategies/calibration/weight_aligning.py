@@ -58,8 +58,8 @@ class WeightAligning(Strategy):
   year = {2020}
 }""",
         certainty="Alignment certain. The loss (1 - lambda) CE + lambda KD is the specification's; a released "
-        "version of PyCIL trains CE + 2 KD. That the paper keeps the head's weights non-negative during training is from memory; PyCIL "
-        "leaves it out (`clip=false`), and the factor T^2 of the distillation too (`squared=false`).",
+        "version of PyCIL trains CE + 2 KD. That the paper keeps the head's weights non-negative during training is "
+        "from memory; PyCIL leaves it out (`clip=false`), as it does the factor T^2 (`squared=false`).",
         server_state="the global model of the previous task's end",
         cost="The alignment costs nothing and sends nothing; the loss one more forward pass a step.",
         notes="Fills the task loss with (1 - lambda) CE + lambda KD, lambda = old / seen classes, unless "

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from avalanche.evaluation.metrics import BWT, Accuracy, Forgetting, ForwardTransfer
-from avalanche.evaluation.metrics.cumulative_accuracies import CumulativeAccuracy
 
+from fedcl.bridges.avalanche_import import quiet_avalanche
 from fedcl.metrics import AccuracyState
 from fedcl.metrics import matrix as mx
+
+quiet_avalanche()  # a plain import would write to the home folder
+
+from avalanche.evaluation.metrics import BWT, Accuracy, Forgetting, ForwardTransfer  # noqa: E402
+from avalanche.evaluation.metrics.cumulative_accuracies import CumulativeAccuracy  # noqa: E402
 
 CLASS_ORDER = [4, 1, 0, 5, 3, 2]
 COLUMN_OF_CLASS = [1, 0, 2, 2, 0, 1]

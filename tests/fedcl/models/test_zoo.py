@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fedcl.bridges.avalanche_import import quiet_avalanche
 from fedcl.config import Model
 from fedcl.errors import UsageError
 from fedcl.models import catalog
@@ -56,6 +57,7 @@ def test_parameter_counts(name: str, count: int, width: int) -> None:
 
 
 def test_slim_resnet_has_the_shapes_of_avalanches() -> None:
+    quiet_avalanche()
     reference = pytest.importorskip("avalanche.models.slim_resnet18").SlimResNet18(10)
     expected = sorted(tuple(p.shape) for n, p in reference.named_parameters() if "linear" not in n)
     model = _build("slim_resnet18")
