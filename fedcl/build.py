@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import config as settings
 from .checkpoint import load_newest, unpack_tensors
@@ -163,8 +164,6 @@ def build(config: settings.Config) -> Experiment:
     resolved = resolve(config)
     stack = Stack.of(resolved.strategies)
     dataset, stream, split = load_stream(config, resolved, config.engine.device)
-    for strategy in stack:
-        strategy.check(config, stream, split)
     position = np.empty(dataset.num_classes, dtype=np.int64)
     position[list(stream.class_order)] = np.arange(len(stream.class_order))
     store = dataset.train.relabelled(position[dataset.train.labels])
@@ -174,6 +173,9 @@ def build(config: settings.Config) -> Experiment:
         names_ = ", ".join(s.name for s in stack if s.needs_projector)
         raise UsageError("model.projector", "none", f"auto, linear or mlp: {names_} needs a projector")
     model = build_model(config.model, store.shape, projector=wants_projector, seed=config.seed)
+    config = settle_batches(config, model)
+    for strategy in stack:
+        strategy.check(config, stream, split)
     dtype = DTYPES[config.engine.dtype]
     channels_last = config.engine.memory_format == "channels_last"
     initial = initial_arrays(model, dtype)
@@ -191,6 +193,15 @@ def build(config: settings.Config) -> Experiment:
         config, stream, split, node, test, initial, dataset.class_names, warnings, dataset.name,
         split_hash(stream, split),
     )  # fmt: skip
+
+
+def settle_batches(config: settings.Config, model: FedModel) -> settings.Config:
+    """The settings with ``federation.batch_min`` resolved: a batch of one image has no variance to normalise by."""
+    if config.federation.batch_min:
+        return config
+    normed = any(isinstance(module, _BatchNorm) for module in model.modules())
+    least = 2 if normed and config.model.batch_norm != "frozen" else 1
+    return replace(config, federation=replace(config.federation, batch_min=min(least, config.federation.batch_size)))
 
 
 def split_hash(stream: Stream, split: Split) -> str:

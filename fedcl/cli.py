@@ -103,6 +103,7 @@ def run(
 @app.command()
 def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of the interrupted run.")],
+    data_root: DataRoot = None,
     plugin: Plugins = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -113,7 +114,7 @@ def resume(
         from .progress import make_progress
         from .run import resume as go_on
 
-        result = go_on(run_dir, progress=make_progress(quiet, sys.stderr))
+        result = go_on(run_dir, progress=make_progress(quiet, sys.stderr), data_root=data_root)
     _print_result(result, as_json)
 
 

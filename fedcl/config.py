@@ -100,7 +100,7 @@ class Federation:
     steps: int | None = None  # local steps a round
     batch_size: int = 32
     drop_last: bool = False
-    batch_min: int = 1  # smaller batches are left out (contrastive losses need 2)
+    batch_min: int = 0  # smaller batches are left out; 0: 2 for networks with BatchNorm, else 1
 
 
 @dataclass

@@ -196,6 +196,8 @@ def write_run_plots(run_dir: Path) -> list[Path]:
         UsageError: one of the two files is missing or broken.
     """
     file = run_dir / "summary.json"
+    if not file.is_file():
+        raise UsageError("RUN_DIR", str(run_dir), "the folder of a finished run: there is no summary.json in it")
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         about = [str(summary[key]) for key in ("dataset",) if summary.get(key)]

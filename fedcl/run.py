@@ -129,8 +129,13 @@ def execute(config: settings.Config, *, progress: Progress, folder: Path | None 
         return conduct(experiment, owned, progress, None)
 
 
-def resume(folder: Path, *, progress: Progress) -> RunResult:
+def resume(folder: Path, *, progress: Progress, data_root: str | None = None) -> RunResult:
     """Continues an interrupted run to the same final hashes; a finished one is returned as it is.
+
+    Args:
+        folder: the run folder.
+        progress: who is told.
+        data_root: where the datasets are now, if they have moved.
 
     Raises:
         UsageError: no run there, or another process works on it.
@@ -141,7 +146,8 @@ def resume(folder: Path, *, progress: Progress) -> RunResult:
         if summary is not None and summary.get("status") == "done":
             progress.message(f"{owned.path} is finished already")
             return load(owned.path)
-        config = settings.load_config(owned.path / "config.yaml", [])
+        moved = [] if data_root is None else [("data.root", str(Path(data_root).absolute()))]
+        config = settings.load_config(owned.path / "config.yaml", moved)
         logs: list[dict[str, object]] = []
         with quiet_libraries(logs.append):
             experiment = build(config)

@@ -49,7 +49,7 @@ _AT_LEAST: dict[str, int] = {
     "federation.epochs": 1,
     "federation.steps": 1,
     "federation.batch_size": 1,
-    "federation.batch_min": 1,
+    "federation.batch_min": 0,
     "optimiser.weight_decay": 0,
     "optimiser.warmup": 0,
     "engine.threads": 0,
