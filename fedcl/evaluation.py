@@ -36,6 +36,14 @@ class Evaluator:
     split: Split
     test: TensorStore
 
+    def known(self, task: int) -> Tensor:
+        """(C,) bool mask of the classes seen up to ``task``, C the width of the head."""
+        seen = list(self.stream.known(task))
+        width = self.stream.num_classes if self.node.config.model.head_allocate == "all" else len(seen)
+        mask = torch.zeros(width, dtype=torch.bool, device=self.node.store.device)
+        mask[seen] = True
+        return mask
+
     def predictor(self, arrays: Arrays, strategies: dict[str, Arrays], known: Tensor) -> Predictor:
         """What the owner of ``predict`` sees."""
         owner = self.node.stack.owners["predict"]
@@ -43,13 +51,13 @@ class Evaluator:
         return Predictor(arrays, state, known, NamedModels(self.node, {}))
 
     @torch.no_grad()
-    def predict(self, predictor: Predictor, store: TensorStore, rows: Ints) -> Ints:
-        """Predicted class positions of rows of a store.
+    def predict(self, predictor: Predictor, store: TensorStore, rows: Ints, owner: Strategy | None = None) -> Ints:
+        """Predicted class positions of rows of a store, by the rule of ``owner`` (default: that of the stack).
 
         Raises:
             RunFailed: scores are not a number, or have another shape than (B, C).
         """
-        owner = self.node.stack.owners["predict"] or Strategy()
+        owner = owner or self.node.stack.owners["predict"] or Strategy()
         found = []
         dtype = self.node.dtype
         for part in torch.split(torch.from_numpy(rows).to(store.device), self.node.config.evaluate.batch_size):
@@ -81,6 +89,25 @@ class Evaluator:
         hits = self.predict(predictor, self.node.store, rows) == self.stream.train_labels[rows]
         return int(hits.sum()), len(rows)
 
+    def own_test(self) -> tuple[TensorStore, Ints]:
+        """The store that personal test rows are of, and its labels."""
+        if self.split.test_store == "test":
+            return self.test, self.stream.test_labels
+        return self.node.store, self.stream.train_labels
+
+    def by_head(self, arrays: Arrays, known: Tensor, task: int, client: int) -> tuple[int, int] | None:
+        """(correct, total) of a model's head on a client's own test images of one task; None without such images.
+
+        The head, whatever the stack predicts with: a client's model has no statistics of the server yet.
+        """
+        tests = self.split.test
+        if tests is None or not self.node.config.evaluate.personal or not len(tests[task][client]):
+            return None
+        store, labels = self.own_test()
+        rows = tests[task][client]
+        found = self.predict(Predictor(arrays, {}, known, NamedModels(self.node, {})), store, rows, Strategy())
+        return int((found == labels[rows]).sum()), len(rows)
+
     def personal(
         self, arrays: Arrays, strategies: dict[str, Arrays], known: Tensor, upto: int
     ) -> dict[str, Any] | None:
@@ -91,11 +118,7 @@ class Evaluator:
         tests = self.split.test
         if tests is None or not self.node.config.evaluate.personal:
             return None
-        store, labels = (
-            (self.test, self.stream.test_labels)
-            if self.split.test_store == "test"
-            else (self.node.store, self.stream.train_labels)
-        )
+        store, labels = self.own_test()
         clients = len(tests[0])
         correct = [[0] * len(tests) for _ in range(clients)]
         total = [[len(task[c]) for task in tests] for c in range(clients)]

@@ -9,8 +9,8 @@ import torch
 
 from .checkpoint import pack_tensors
 from .federation.server import State
-from .metrics.clients import summarise_client_matrices
-from .metrics.matrix import forgetting, summary_metrics
+from .metrics.clients import summarise_client_matrices, temporal_forgetting
+from .metrics.matrix import forgetting, mean_or_none, summary_metrics
 
 if TYPE_CHECKING:
     from .build import Experiment
@@ -68,26 +68,18 @@ class Recorder:
             self.progress.message(f"note: {text}")
             self.folder.log({"event": "warning", "message": text})
 
-    def known(self, task: int) -> torch.Tensor:
-        """(C,) bool mask of the classes seen up to ``task``, C the width of the head."""
-        stream = self.experiment.stream
-        seen = list(stream.known(task))
-        width = stream.num_classes if self.config.model.head_allocate == "all" else len(seen)
-        mask = torch.zeros(width, dtype=torch.bool, device=self.evaluator.node.store.device)
-        mask[seen] = True
-        return mask
-
     def begin(self, state: State) -> State:
         """Measures the untrained model where forward transfer is defined: every class can be scored early."""
         stream = self.experiment.stream
         baseline: list[float | None] | None = None
         if stream.num_tasks > 1 and self.scores_unseen():
-            grown = {n: self.evaluator.node.grown(n, a, len(self.known(0)), "initial") for n, a in state.model.items()}
-            mask = torch.ones_like(self.known(0)) if self.config.model.head_allocate == "all" else self.known(0)
+            known = self.evaluator.known(0)
+            grown = {n: self.evaluator.node.grown(n, a, len(known), "initial") for n, a in state.model.items()}
+            mask = torch.ones_like(known) if self.config.model.head_allocate == "all" else known
             predictor = self.evaluator.predictor(grown, {}, mask)
             baseline = [ratio(*pair) for pair in zip(*self.evaluator.row(predictor), strict=True)]
         records = {"correct": [], "total": [], "validation": [], "personal": [], "baseline": baseline, "rounds": [],
-                   "bytes": [], "empty_rounds": 0, "dropped": 0}  # fmt: skip
+                   "bytes": [], "spatial": [], "empty_rounds": 0, "dropped": 0}  # fmt: skip
         return replace(state, records=records)
 
     def scores_unseen(self) -> bool:
@@ -113,10 +105,12 @@ class Recorder:
         if not samples:
             records["empty_rounds"] += 1
             self.progress.message(f"note: task {task + 1}, round {round_ + 1}: no client of the cohort could train")
+        if measured["own"]:
+            records["spatial"] = [*records["spatial"], self.spatial(state, measured["own"])]
         every = self.config.evaluate.every
         if every and state.round % every == 0:
             correct, total = self.evaluator.row(
-                self.evaluator.predictor(state.model, state.strategies, self.known(task))
+                self.evaluator.predictor(state.model, state.strategies, self.evaluator.known(task))
             )
             seen = ratio(sum(correct[: task + 1]), sum(total[: task + 1]))
             loss = sum(losses.values()) if losses else None
@@ -130,17 +124,27 @@ class Recorder:
         self.progress.round(task, round_, self.standing(state))
         return state
 
+    def spatial(self, state: State, own: dict[str, list[int]]) -> list[list[int]]:
+        """[client, correct of its own model, correct of the aggregated one, total] on its own test images."""
+        node, known, rows = self.evaluator.node, self.evaluator.known(state.task), []
+        for client, (correct, total) in own.items():
+            stored = node.clients.get(int(client), state.sequence)
+            model = {**state.model, **node.private_arrays(stored, len(known))}
+            shared = self.evaluator.by_head(model, known, state.task, int(client))
+            rows.append([int(client), correct, shared[0] if shared else 0, total])
+        return rows
+
     def task_done(self, state: State) -> State:
         """Evaluates the model after a task: a row of the matrix, validation, each client."""
         task = state.task
         arrays = state.evaluated or state.model
-        predictor = self.evaluator.predictor(arrays, state.strategies, self.known(task))
+        predictor = self.evaluator.predictor(arrays, state.strategies, self.evaluator.known(task))
         correct, total = self.evaluator.row(predictor)
         records = dict(state.records)
         records["correct"] = [*records["correct"], correct]
         records["total"] = total
         records["validation"] = [*records["validation"], list(self.evaluator.validation(predictor, task))]
-        personal = self.evaluator.personal(arrays, state.strategies, self.known(task), state.sequence)
+        personal = self.evaluator.personal(arrays, state.strategies, self.evaluator.known(task), state.sequence)
         if personal is not None:
             records["personal"] = [*records["personal"], personal]
         records["bytes"] = [*records["bytes"], [state.meter["up"], state.meter["down"]]]
@@ -183,6 +187,9 @@ class Recorder:
         centralised = any(s.centralised for s in experiment.node.stack)
         up, down = (None, None) if centralised else (state.meter["up"], state.meter["down"])
         validation = ratio(*records["validation"][-1])
+        metrics["spatial_forgetting"] = spatial_mean(records["spatial"])
+        metrics["temporal_forgetting"] = mean_or_none(temporal_forgetting(matrix)) if len(matrix) > 1 else None
+        undefined += [n for n in ("spatial_forgetting", "temporal_forgetting") if metrics[n] is None]
         undefined += [
             n for n, v in (("bytes_up", up), ("bytes_down", down), ("validation_accuracy", validation)) if v is None
         ]
@@ -233,6 +240,18 @@ class Recorder:
         }  # fmt: skip
         self.folder.log({"event": status, "cause": cause})
         self.folder.write_summary(summary)
+
+
+def spatial_mean(tasks: list[list[list[int]]]) -> float | None:
+    """Mean over tasks of what aggregation takes from the clients' own models, weighted by their test images.
+
+    Args:
+        tasks: for each task rows of (client, correct alone, correct aggregated, total).
+
+    >>> spatial_mean([[[0, 9, 5, 10], [1, 10, 10, 10]]])
+    0.2
+    """
+    return mean_or_none([(sum(r[1] for r in t) - sum(r[2] for r in t)) / sum(r[3] for r in t) for t in tasks])
 
 
 def per_task(totals: list[list[int]]) -> list[list[int]]:

@@ -179,6 +179,7 @@ def conduct(experiment: Experiment, folder: RunFolder, progress: Progress, start
     node.clients = ClientStore(folder.clients, CLIENT_CACHE)
     node.clients.discard_after(start.sequence if start else 0)
     evaluator = Evaluator(node, stream, experiment.split, experiment.test)
+    node.probe = lambda task, client, arrays: evaluator.by_head(arrays, evaluator.known(task), task, client)
     recorder = Recorder(experiment, folder, progress, evaluator)
 
     def checkpoint(state: State, task_ended: bool) -> None:

@@ -69,6 +69,25 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def page(recorded: dict[str, Any]) -> str:
+    """The results as a Markdown page."""
+    machine = recorded["machine"]
+    found = machine["versions"]
+    named = ", ".join(f"{name} {found[name]}" for name in ("torch", "flwr", "avalanche-lib", "numpy"))
+    revisions = sorted({str(e["revision"]) for e in recorded["effects"].values()})
+    return f"""# What each method adds over its ablation
+
+Average accuracy over all classes after the last task of the default stream (digits, 5 tasks, 5 clients, Dirichlet 0.5), in percent;
+the same seeds ({", ".join(map(str, SEEDS))}) with and without, 95 % paired t interval of the difference. *gained*: the interval is above
+zero; *lost*: below; *not shown*: it covers zero. These runs are small and short: they show that a method does what it says,
+not how methods rank.
+
+Measured with `{recorded["command"]}` on {machine["cpus"]} processors ({machine["cpu"]}), {named}; revision {", ".join(revisions)}.
+
+{table(recorded["effects"])}
+"""
+
+
 def main() -> None:
     """Measures the named effects (default: all) and merges them into the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -77,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recorded = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"effects": {}}
     if arguments.table:
-        print(table(recorded["effects"]))
+        print(page(recorded))
         return
     entries: Any = OmegaConf.to_container(OmegaConf.load(HERE / "list.yaml"))
     memo: Memo = {}
@@ -90,6 +109,7 @@ def main() -> None:
     recorded["command"] = "python -m fedcl.experiments.effects"
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(recorded, indent=1) + "\n")
+    RESULTS.with_suffix(".md").write_text(page(recorded))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Node:
         clients: the clients' state of record.
         class_order: original class ids in the order of positions.
         initial: the model before the first task, from which private arrays start at every client.
+        probe: (task, client, trained model) -> (correct, total) of the client's own test images of the task, or None.
         stop: asked between steps; true once the user wants to stop.
     """
 
@@ -56,6 +57,7 @@ class Node:
     buffers: tuple[str, ...]
     initial: Arrays
     stop: Callable[[], bool] = field(default=lambda: False)
+    probe: Callable[[int, int, Arrays], tuple[int, int] | None] = field(default=lambda task, client, arrays: None)
 
     @cached_property
     def sharing(self) -> dict[str, str]:
@@ -195,6 +197,7 @@ class Node:
         """A round of local training of the cohort; clients without images answer with nothing."""
         reducer = Reducer(self.train_rules())
         uploaded, idle = 0, []
+        own: dict[str, list[int]] = {}
         totals: dict[str, float] = {}
         steps = samples = dropped = 0
         empty = [n for n in call.header.clients if not len(call.ids[n])]
@@ -203,6 +206,9 @@ class Node:
             if not result.steps:
                 idle.append(client.id)
                 continue
+            if call.header.round == call.header.rounds - 1:
+                found = self.probe(call.header.task, client.id, result.arrays)
+                own |= {} if found is None else {str(client.id): list(found)}
             uploads, state = self.end_round(client, result)
             self.save(client, state, result.arrays, call.header.sequence)
             shared = {n: a for n, a in result.arrays.items() if self.sharing[n] == "shared" or n in self.averaged}
@@ -214,8 +220,10 @@ class Node:
             for term, value in result.losses.items():
                 totals[term] = totals.get(term, 0.0) + value * result.samples
         arrays, facts = reducer.partial()
-        measured = {"bytes_up": uploaded, "steps": steps, "samples": samples, "dropped": dropped, "idle": idle,
-                    "empty": empty, "losses": totals}  # fmt: skip
+        measured = {
+            "bytes_up": uploaded, "steps": steps, "samples": samples, "dropped": dropped, "idle": idle,
+            "empty": empty, "losses": totals, "own": own,
+        }  # fmt: skip
         return Reply(arrays, facts, measured)
 
     def trained(self, call: Call, numbers: list[int]) -> Iterator[tuple[Client, Trained]]:
