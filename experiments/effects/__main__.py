@@ -77,12 +77,13 @@ def page(recorded: dict[str, Any]) -> str:
     revisions = sorted({str(e["revision"]) for e in recorded["effects"].values()})
     return f"""# What each method adds over its ablation
 
-Average accuracy over all classes after the last task of the default stream (digits, 5 tasks, 5 clients, Dirichlet 0.5), in percent;
-the same seeds ({", ".join(map(str, SEEDS))}) with and without, 95 % paired t interval of the difference. *gained*: the interval is above
-zero; *lost*: below; *not shown*: it covers zero. These runs are small and short: they show that a method does what it says,
-not how methods rank.
+Average accuracy over all classes after the last task of the default stream (digits, 5 tasks, 5 clients,
+Dirichlet 0.5), in percent; the same seeds ({", ".join(map(str, SEEDS))}) with and without, 95 % paired t interval of
+the difference. *gained*: the interval is above zero; *lost*: below; *not shown*: it covers zero. These runs are small
+and short: they show that a method does what it says, not how methods rank.
 
-Measured with `{recorded["command"]}` on {machine["cpus"]} processors ({machine["cpu"]}), {named}; revision {", ".join(revisions)}.
+Measured with `{recorded["command"]}` on {machine["cpus"]} processors ({machine["cpu"]}),
+{named}; revision {", ".join(revisions)}.
 
 {table(recorded["effects"])}
 """
