@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedcl.metrics.paired import paired_difference
 from omegaconf import OmegaConf
+
+from fedcl.metrics.paired import paired_difference
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 LIST: Any = OmegaConf.to_container(OmegaConf.load(EXPERIMENTS / "effects" / "list.yaml"))
