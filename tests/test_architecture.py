@@ -200,7 +200,7 @@ PRIVATE = re.compile(
         ("/ho" + "me/ada/x", True),
         ("open('/ro" + "ot/x')", True),
         ("https://py" + "pi.org/simple", True),
-        ("tests/home/x and ~/work/x", False),
+        ("tests/home/x and ~/wo" + "rk/x", False),
     ],
 )
 def test_the_pattern_of_private_places(text, found):
