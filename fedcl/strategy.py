@@ -249,7 +249,7 @@ class Server(Protocol):
 
     Attributes:
         arrays: the global model; ``finish_task`` and ``after_aggregate`` return a new one.
-        state: this strategy's server state (read only; hooks return a new one or use ``update``).
+        state: this strategy's server state (read only; hooks return a new one).
         uploads: what this strategy's `end_round` uploads were reduced to in this round.
         task, round: 0-based.
         rounds_done: rounds since the start of the run.
