@@ -188,9 +188,11 @@ def build(config: settings.Config) -> Experiment:
         augmentations=parse_augmentations(config.data.augment), dtype=dtype, channels_last=channels_last,
         parameters=tuple(parameter_names(model)), buffers=tuple(buffer_names(model)), initial=initial,
     )  # fmt: skip
-    warnings = () if any(s.centralised for s in stack) else tuple(split_warnings(split, stream, dataset.class_names))
+    warnings = stack.misspelt()
+    if not any(s.centralised for s in stack):
+        warnings += split_warnings(split, stream, dataset.class_names)
     return Experiment(
-        config, stream, split, node, test, initial, dataset.class_names, warnings, dataset.name,
+        config, stream, split, node, test, initial, dataset.class_names, tuple(warnings), dataset.name,
         split_hash(stream, split),
     )  # fmt: skip
 

@@ -100,8 +100,8 @@ def story(config: settings.Config, results: dict[str, RunResult], picture: Path,
             f"picture   {picture}",
             f"results   {stack.folder}  (config.yaml, summary.json, accuracy_matrix.csv, plots/)",
             "",
-            "next      fedcl run strategy=replay              another method on the same stream",
-            "          fedcl run partition.alpha=0.1 seed=1   clients that differ more",
-            "          fedcl list strategies                  what there is; 'fedcl show fedlwf' explains one",
+            "next      fedcl run strategy=replay name=replay   another method on the same stream",
+            "          fedcl run partition.alpha=0.1 name=skew clients that differ more",
+            "          fedcl list strategies                   what there is; 'fedcl show fedlwf' explains one",
         ]
     )

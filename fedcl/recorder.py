@@ -171,7 +171,8 @@ class Recorder:
 
         records = state.records
         done = len(records["correct"])
-        seen = ratio(sum(records["correct"][-1][:done]), sum(records["total"][:done])) if done else None
+        # The mean over the tasks, as in the summary: with tasks of unequal size the mean over images is another number.
+        seen = mean_or_none(self.matrix(state)[-1][:done]) if done else None
         if records["rounds"] and records["rounds"][-1][0] == state.task and done == state.task:
             seen = records["rounds"][-1][2]
         lost = forgetting([row[:done] for row in self.matrix(state)]) if done > 1 else None

@@ -142,8 +142,13 @@ def resume(folder: Path, *, progress: Progress, data_root: str | None = None) ->
         RunFailed: the data or the split are not those the run began with.
     """
     with RunFolder.open(folder) as owned:
-        summary = owned.read_summary()
-        if summary is not None and summary.get("status") == "done":
+        try:
+            summary = owned.read_summary()
+        except RunFailed as damage:
+            summary = None
+            progress.message(str(damage))
+        whole = (owned.path / "accuracy_matrix.csv").is_file() and owned.checkpoints.is_dir()
+        if summary is not None and summary.get("status") == "done" and whole:
             progress.message(f"{owned.path} is finished already")
             return load(owned.path)
         moved = [] if data_root is None else [("data.root", str(Path(data_root).absolute()))]

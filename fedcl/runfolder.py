@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from fedcl import files
-from fedcl.errors import UsageError
+from fedcl.errors import RunFailed, UsageError
 from fedcl.events import EventLog, end_torn_line, last_attempt, read_events
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.yaml", "environment.json", "summary.json"
@@ -171,9 +171,19 @@ class RunFolder:
         self._write_json(SUMMARY, summary)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The content of ``summary.json``; None before the run has ended."""
+        """The content of ``summary.json``; None before the run has ended.
+
+        Raises:
+            RunFailed: the file is damaged.
+        """
         path = self.path / SUMMARY
-        return json.loads(path.read_bytes()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise RunFailed(f"{path} is damaged ({error}); `fedcl resume {self.path}` writes it again") from error
+        return found
 
     def write_matrix(self, rows: Sequence[Sequence[float | None]]) -> None:
         """Writes ``accuracy_matrix.csv``: accuracies in [0, 1], no header, None (undefined) as an empty cell.
@@ -246,7 +256,7 @@ def _acquire(path: Path) -> int:
 
 def _refuse_used(path: Path) -> None:
     if (path / CONFIG).exists():
-        allowed = f"it holds another run; `fedcl resume {path}` goes on with it, another name or seed starts anew"
+        allowed = f"the folder holds a run already; `fedcl resume {path}` goes on; name=NEW or seed=N starts another"
         raise UsageError("output.dir", str(path), allowed)
     if any(not entry.name.startswith(".") for entry in path.iterdir()):
         allowed = f"it is not empty and holds no {CONFIG} to resume; remove it, or choose another name or seed"
@@ -255,8 +265,9 @@ def _refuse_used(path: Path) -> None:
 
 def _require_run(path: Path) -> None:
     if not (path / CONFIG).is_file():
-        around = sorted(path.parent.glob("seed-*")) if path.parent.is_dir() else []
-        raise UsageError("RUN_DIR", str(path), f"a run folder, that is one with a {CONFIG}", map(str, around))
+        around = [p for p in sorted([*path.glob("seed-*"), *path.parent.glob("seed-*")]) if (p / CONFIG).is_file()]
+        allowed = f"must be the folder of a run, NAME/seed-N with a {CONFIG}"
+        raise UsageError("RUN_DIR", str(path), allowed, map(str, around))
 
 
 def _csv(name: str, rows: Rows) -> bytes:

@@ -184,7 +184,10 @@ def total_loss(stack: Stack, step: Step, client: Client) -> dict[str, Tensor]:
             terms = {"task": owner.task_loss(narrowed(step, owner, client.down, client.state))}
     for strategy in stack:
         with blame(strategy, "loss"):
-            for name, term in strategy.loss(narrowed(step, strategy, client.down, client.state)).items():
+            added = strategy.loss(narrowed(step, strategy, client.down, client.state))
+            if not isinstance(added, Mapping) or not all(isinstance(t, Tensor) for t in added.values()):
+                raise RunFailed(f"strategy {strategy.name!r}: loss must return a mapping of names to scalar tensors")
+            for name, term in added.items():
                 if term.ndim:
                     raise RunFailed(
                         f"strategy {strategy.name!r}: loss term {name!r} has shape {tuple(term.shape)}, not a scalar"

@@ -68,7 +68,7 @@ def parse_options(cls: type[OptionsT], given: Mapping[str, Any], prefix: str) ->
         UsageError: an unknown name, a value of another type, a missing or a refused value.
     """
     if not dataclasses.is_dataclass(cls):
-        raise TypeError(f"{cls!r} is no dataclass")
+        raise UsageError(prefix, cls.__qualname__, "must be declared as @dataclass(frozen=True)")
     if not isinstance(given, Mapping):
         raise UsageError(prefix, given, "must be a mapping of option names to values")
     hints = typing.get_type_hints(cls)

@@ -103,7 +103,7 @@ def test_resume_of_no_run_is_a_usage_error(tmp_path: Path) -> None:
     from fedcl.progress import QuietProgress
     from fedcl.run import resume
 
-    with pytest.raises(UsageError, match="a run folder"):
+    with pytest.raises(UsageError, match="the folder of a run"):
         resume(tmp_path, progress=QuietProgress())
 
 

@@ -75,7 +75,7 @@ def test_an_exchanged_function_that_raises_is_named(tiny: Tiny, plugin: Any) -> 
         ),
         ("def finish_task(self, server):\n    return server.arrays, {}", r"failed in finish_task"),
         ("def end_round(self, ctx, trained, steps):\n    return {}", r"failed in end_round"),
-        ("def loss(self, step):\n    return None", r"failed in loss"),
+        ("def loss(self, step):\n    return None", r"loss must return a mapping of names to scalar tensors"),
         (
             "def after_aggregate(self, server):\n    return {n: a / 0 for n, a in server.arrays.items()}, {}",
             r"the global model is not finite after task 1, round 1",
