@@ -24,7 +24,7 @@ from .federation.store import ClientStore
 from .models.arrays import buffer_names, initial_arrays, parameter_names
 from .models.model import build_model
 from .optim import make_optimiser
-from .resolve import Resolved, resolve
+from .resolve import Resolved, misspelt, resolve
 from .strategy import Arrays, Stack
 from .stream import DatasetLabels, Split, Stream, partition_stream
 
@@ -188,7 +188,7 @@ def build(config: settings.Config) -> Experiment:
         augmentations=parse_augmentations(config.data.augment), dtype=dtype, channels_last=channels_last,
         parameters=tuple(parameter_names(model)), buffers=tuple(buffer_names(model)), initial=initial,
     )  # fmt: skip
-    warnings = stack.misspelt()
+    warnings = misspelt(stack)
     if not any(s.centralised for s in stack):
         warnings += split_warnings(split, stream, dataset.class_names)
     return Experiment(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,3 +106,19 @@ def _made(cls: type[Any], options: Any) -> Strategy:
     except Exception as error:
         raise RunFailed(f"strategy {cls.name!r} failed in __init__: {type(error).__name__}: {error}") from error
     return strategy
+
+
+def misspelt(strategies: Iterable[Strategy]) -> list[str]:
+    """One line for each method of a strategy that nobody calls but that is named almost like a hook."""
+    from .strategy import Strategy as Base
+
+    hooks = [n for n, v in vars(Base).items() if callable(v) and not n.startswith("_")]
+    found = []
+    for strategy in strategies:
+        for name, value in vars(type(strategy)).items():
+            if callable(value) and not name.startswith("_") and name not in hooks and name != "Options":
+                found += [
+                    f"strategy {strategy.name!r} has a method {name!r}, which is no hook: {near!r} is one"
+                    for near in get_close_matches(name, hooks, n=1, cutoff=0.85)
+                ]
+    return found

@@ -483,21 +483,6 @@ class Stack:
             owners[slot] = next(iter(firm or claims), None)
         return cls(tuple(strategies), owners)
 
-    def misspelt(self) -> list[str]:
-        """One line for each method of a strategy that nobody calls but that is named almost like a hook."""
-        from difflib import get_close_matches
-
-        hooks = [n for n, v in vars(Strategy).items() if callable(v) and not n.startswith("_")]
-        found = []
-        for strategy in self.strategies:
-            for name, value in vars(type(strategy)).items():
-                if callable(value) and not name.startswith("_") and name not in hooks and name != "Options":
-                    found += [
-                        f"strategy {strategy.name!r} has a method {name!r}, which is no hook: {near!r} is one"
-                        for near in get_close_matches(name, hooks, n=1, cutoff=0.85)
-                    ]
-        return found
-
     def owns(self, strategy: Strategy, slot: str) -> bool:
         """Whether ``strategy`` fills ``slot`` in this stack."""
         return self.owners[slot] is strategy

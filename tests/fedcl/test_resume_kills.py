@@ -55,7 +55,7 @@ def test_killed_at_random_points_goes_on_to_the_same_bits(lab: Any, stack: str) 
         )
         assert answer["signal"] == signal.SIGKILL
         if not (folder / "config.yaml").exists():
-            assert "a run folder" in lab.resume(folder)["error"]
+            assert "the folder of a run" in lab.resume(folder)["error"]
             continue
         assert lab.resume(folder)["error"] == "", point
         assert lab.results(folder) == whole, point
