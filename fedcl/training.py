@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -288,8 +288,3 @@ def gather(client: Client, picked: Tensor, extra: list[Tensor]) -> Batch:
     ids = torch.cat(parts)
     source = torch.cat([torch.full_like(p, i) for i, p in enumerate(parts)])
     return Batch(store.gather(ids), store.label_tensor[ids], ids, source)
-
-
-def with_state(client: Client, state: Mapping[str, Arrays]) -> Client:
-    """The same client after its state changed."""
-    return replace(client, state=state)

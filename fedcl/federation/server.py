@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import random as counter
 from ..errors import Interrupted, RunFailed
-from ..strategy import Arrays, Broadcast, ClientContext, Finished, Strategy
+from ..strategy import Arrays, Broadcast, ClientContext, Strategy
 from ..training import blame
 from .bytes import ByteMeter, Group
 from .call import Call, Header, Reply, below, prefixed
+from .cohort import cohort as draw_cohort
 from .reduction import Reducer
 
 if TYPE_CHECKING:
@@ -196,14 +196,9 @@ class Federation:
                 state = view.done(state.model, strategy.begin_task(view))
         return state
 
-    def cohort(self, task: int, round_: int) -> list[int]:
-        """The clients of a round, ascending; drawn in O(cohort)."""
-        size = max(1, round(self.config.federation.participation * self.clients))
-        return counter.sample(self.clients, size, self.config.seed, "cohort", task, round_)
-
     def train_round(self, state: State) -> tuple[State, dict[str, Any]]:
         """One default round: broadcast, local training, reduction, aggregation."""
-        cohort = self.cohort(state.task, state.round)
+        cohort = draw_cohort(self.config, self.clients, state.task, state.round)
         up_before, down_before = self.meter.up, self.meter.down
         down: dict[str, Broadcast] = {}
         for strategy in self.stack:
@@ -397,6 +392,3 @@ def merge_measured(total: dict[str, Any], part: dict[str, Any]) -> None:
             merge_measured(total.setdefault(name, {}), value)
         else:
             total[name] = total[name] + value if name in total else value
-
-
-__all__ = ["Callbacks", "Federation", "Finished", "State", "View"]

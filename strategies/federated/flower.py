@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedcl import random as counter
 from fedcl.bridges.flower import FlowerAggregator
 from fedcl.cards import Card, option
+from fedcl.federation.cohort import cohort
 from fedcl.strategy import Arrays, Server, Strategy
 
 if TYPE_CHECKING:
@@ -43,15 +43,10 @@ def cohort_sizes(config: Config, split: Split) -> Iterator[int]:
     """
     federation = config.federation
     least = max(federation.batch_min, federation.batch_size if federation.drop_last else 1)
-    drawn = max(1, round(federation.participation * split.clients))
     for task, rows in enumerate(split.train):
         trains = [len(ids) >= least for ids in rows]
-        if drawn == split.clients:
-            yield sum(trains)
-            continue
         for round_ in range(federation.rounds):
-            cohort = counter.sample(split.clients, drawn, config.seed, "cohort", task, round_)
-            yield sum(trains[client] for client in cohort)
+            yield sum(trains[client] for client in cohort(config, split.clients, task, round_))
 
 
 def _card(title: str, authors: str, venue: str, year: int, key: str, state: str, notes: str = "") -> Card:
@@ -84,6 +79,17 @@ class FlowerFedAvg(FlowerStrategy):
     )
 
 
+_ADAPTIVE = _card(
+    "Adaptive Federated Optimization",
+    "Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan",
+    "ICLR",
+    2021,
+    "reddi2021adaptive",
+    "two moments, two models",
+    "Flower adds a bias correction and starts v at 0; the paper has none and starts at tau^2.",
+)
+
+
 @dataclass(frozen=True)
 class _Adaptive:
     eta: float = option(0.1, "server learning rate")
@@ -98,15 +104,7 @@ class FedAdam(FlowerStrategy):
     name = flower_name = "fedadam"
     Options = _Adaptive
     like_parameters = {"m_t": "zero", "v_t": "zero"}
-    card = _card(
-        "Adaptive Federated Optimization",
-        "Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan",
-        "ICLR",
-        2021,
-        "reddi2021adaptive",
-        "two moments, two models",
-        "Flower adds a bias correction and starts v at 0; the paper has none and starts at tau^2.",
-    )
+    card = _ADAPTIVE
 
 
 class FedYogi(FlowerStrategy):
@@ -119,15 +117,7 @@ class FedYogi(FlowerStrategy):
         eta: float = option(0.01, "server learning rate; Flower's default")
 
     like_parameters = {"m_t": "zero", "v_t": "zero"}
-    card = _card(
-        "Adaptive Federated Optimization",
-        "Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan",
-        "ICLR",
-        2021,
-        "reddi2021adaptive",
-        "two moments, two models",
-        "Flower adds a bias correction and starts v at 0; the paper has none and starts at tau^2.",
-    )
+    card = _ADAPTIVE
 
 
 class FedMedian(FlowerStrategy):
