@@ -1,28 +1,32 @@
 """The Flower app: one ServerApp and one ClientApp, whatever the runtime.
 
 A node hosts clients. One message carries a call (:mod:`fedcl.federation.call`) for all clients of a node, the reply
-their partial sums. In this process the apps find what they need under a run's token; nothing else is kept between
-calls.
+their partial sums. In the server's process the apps find what they need under a run's token. Elsewhere a node is
+built from what the message says (:mod:`fedcl.runtimes.setup`); what a process keeps of it only saves time.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from .errors import RunFailed
-from .federation.call import Call, Header, Reply
-from .federation.flower_internals import make_message, pack, reply, unpack
+from .errors import FedclError
+from .federation.call import Call, Header, below
+from .federation.flower_internals import pack, reply, unpack
 from .federation.node import Node
+from .hashing import arrays_digest
+from .runtimes.links import INITIAL
+from .runtimes.setup import Setup, build_node, introduce, take_place
 
 TOKEN = "fedcl-run"
 NODES: dict[str, Node] = {}
-"""Nodes of this process by run token."""
+"""Nodes of this process by run token, and by node too where they are not the server's own."""
 
 MAINS: dict[str, Callable[[Grid], None]] = {}
 """Server loops of this process by run token."""
@@ -30,72 +34,93 @@ MAINS: dict[str, Callable[[Grid], None]] = {}
 client = ClientApp()
 server = ServerApp()
 
+Facts = dict[str, Any]
+
+
+def client_app() -> ClientApp:
+    """The ClientApp, for workers that load it by name."""
+    return client
+
 
 @server.main()  # type: ignore[untyped-decorator]  # flwr is not followed by the type checker
 def main(grid: Grid, context: Context) -> None:
-    """Runs the server loop of the run that the context names."""
+    """Runs the server loop of the run that the context names, or the run that a SuperLink was given."""
     token = str(context.run_config.get(TOKEN, ""))
-    if token not in MAINS:
-        raise RunFailed("this ServerApp was not started by fedcl: use `fedcl run`")
-    MAINS[token](grid)
+    if token in MAINS:
+        MAINS[token](grid)
+        return
+    from .runtimes.deploy import serve
+
+    serve(grid, context.run_config)
 
 
 @client.train()  # type: ignore[untyped-decorator]  # flwr is not followed by the type checker
 def train(message: Message, context: Context) -> Message:
     """A round of local training."""
-    return answer(message)
+    return answered(message, context, called)
 
 
 @client.query("ask")  # type: ignore[untyped-decorator]  # flwr is not followed by the type checker
 def ask(message: Message, context: Context) -> Message:
     """A call of a strategy's own function."""
-    return answer(message)
+    return answered(message, context, called)
 
 
-def answer(message: Message) -> Message:
-    """Decodes a call, lets this node answer it, and encodes the reply."""
-    facts = message.content["call"]
-    node = NODES[str(facts["run"])]
-    call = Call.of(Header.from_json(str(facts["header"])), unpack(message.content["arrays"], node.store.device))
+@client.query("hello")  # type: ignore[untyped-decorator]  # flwr is not followed by the type checker
+def hello(message: Message, context: Context) -> Message:
+    """Who this node is, and what it holds."""
+
+    def act(node: Node, facts: Facts, message: Message) -> RecordDict:
+        setup = Setup.from_json(facts["setup"]) if facts["setup"] else None
+        told = {"partition": 0} if setup is None else introduce(node, setup, context.node_config, facts["sequence"])
+        return RecordDict({"reply": ConfigRecord({"facts": json.dumps(told)})})
+
+    return answered(message, context, act)
+
+
+@client.query("digest")  # type: ignore[untyped-decorator]  # flwr is not followed by the type checker
+def digest(message: Message, context: Context) -> Message:
+    """SHA-256 of the states of this node's clients."""
+
+    def act(node: Node, facts: Facts, message: Message) -> RecordDict:
+        mine = [c for c in node.clients.clients() if c % facts["nodes"] == facts["place"]]
+        told = [(c, arrays_digest(node.clients.get(c, facts["sequence"])).hex()) for c in mine]
+        return RecordDict({"reply": ConfigRecord({"facts": json.dumps(told)})})
+
+    return answered(message, context, act)
+
+
+def called(node: Node, facts: Facts, message: Message) -> RecordDict:
+    """Decodes a call, lets the node answer it, and encodes what it answers."""
+    arrays = unpack(message.content["arrays"], node.store.device)
+    if facts["setup"]:
+        node.initial = node.initial | below(arrays, INITIAL)
+    call = Call.of(Header.from_json(facts["header"]), arrays)
     result = node.handle(call)
-    record = ConfigRecord({"facts": json.dumps(result.facts), "measured": json.dumps(result.measured)})
-    return reply(RecordDict({"arrays": pack(result.arrays), "reply": record}), message)
+    silent = {*result.measured.get("idle", ()), *result.measured.get("empty", ())}
+    told = {**result.facts, "clients": [c for c in call.header.clients if c not in silent]}
+    record = ConfigRecord({"facts": json.dumps(told), "measured": json.dumps(result.measured)})
+    return RecordDict({"arrays": pack(result.arrays), "reply": record})
 
 
-def sender(grid: Grid, token: str, device: Any, timeout: float) -> Callable[[Call], Iterable[Reply]]:
-    """A function that sends a call to the nodes that host its clients and yields their replies in node order.
-
-    Client k lives on node k mod nodes.
-
-    Raises:
-        RunFailed: a node answered with an error or not within ``timeout`` seconds.
-    """
-    nodes = sorted(grid.get_node_ids())
-
-    def send(call: Call) -> Iterator[Reply]:
-        messages = []
-        for index, node in enumerate(nodes):
-            mine = [c for c in call.header.clients if c % len(nodes) == index]
-            if not mine:
-                continue
-            part = call if len(nodes) == 1 else call.restricted(mine)
-            record = ConfigRecord({"run": token, "header": part.header.to_json()})
-            action = "train" if call.header.function == "train" else "query.ask"
-            content = RecordDict({"arrays": pack(part.arrays()), "call": record})
-            messages.append(make_message(content, node, action))
-        replies = {m.metadata.src_node_id: m for m in grid.send_and_receive(messages, timeout=timeout)}
-        for message in messages:
-            node = message.metadata.dst_node_id
-            if node not in replies:
-                raise RunFailed(f"node {node} did not answer {call.header.function!r} within {timeout:g} s")
-            got = replies[node]
-            if got.has_error():
-                raise RunFailed(f"node {node} failed in {call.header.function!r}: {got.error.reason}")
-            facts = got.content["reply"]
-            yield Reply(
-                unpack(got.content["arrays"], device),
-                json.loads(str(facts["facts"])),
-                json.loads(str(facts["measured"])),
-            )
-
-    return send
+def answered(message: Message, context: Context, act: Callable[[Node, Facts, Message], RecordDict]) -> Message:
+    """The reply to a message; at a node outside the server's process an error is a reply too."""
+    facts = dict(message.content["call"])
+    if not facts["setup"]:
+        return reply(act(NODES[facts["run"]], facts, message), message)
+    try:
+        setup = Setup.from_json(facts["setup"])
+        place = f"{facts['run']}@{context.node_id}"
+        if place not in NODES:
+            NODES[place] = build_node(setup, context.node_config)
+        node = NODES[place]
+        if facts["nodes"]:
+            take_place(node, setup, [facts["place"], facts["nodes"]])
+        if setup.kept is not None:
+            node.clients.prune(setup.kept)
+        content = act(node, facts, message)
+        node.clients.sync()
+    except Exception as error:
+        text = str(error) if isinstance(error, FedclError) else f"{type(error).__name__}: {error}"
+        content = RecordDict({"failure": ConfigRecord({"error": text, "trace": traceback.format_exc()})})
+    return reply(content, message)

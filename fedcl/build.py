@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,24 +16,24 @@ from . import config as settings
 from .checkpoint import load_newest, unpack_tensors
 from .data.augment import parse_augmentations
 from .data.sources import load_dataset
-from .environment import usable_cpus
+from .engine import DTYPES, apply_engine, device_of, resolve_engine
 from .errors import RunFailed, UsageError
 from .federation.call import below
+from .federation.cohort import reach_note
 from .federation.node import Node
 from .federation.store import ClientStore
 from .models.arrays import buffer_names, initial_arrays, parameter_names
 from .models.model import build_model
 from .optim import make_optimiser
+from .population import draw_population
 from .resolve import Resolved, misspelt, resolve
-from .strategy import Arrays, Stack
-from .stream import DatasetLabels, Split, Stream, partition_stream
+from .strategy import Arrays, Stack, Strategy
+from .stream import DatasetLabels, Scenario, Split, Stream, partition_stream
+from .training import blame
 
 if TYPE_CHECKING:
     from .data.store import Dataset, TensorStore
     from .models.model import FedModel
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
-"""Type of the parameters; bf16 is autocast over float32 parameters."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,6 @@ class Experiment:
 
     Attributes:
         config: with the engine's settings resolved.
-        test: the test images, labelled by class position.
-        initial: parameters and buffers before the first task.
         class_names: by original class id.
         warnings: what the user should know of the split, one line each.
         dataset: name of the images.
@@ -54,82 +52,68 @@ class Experiment:
     stream: Stream
     split: Split
     node: Node
-    test: TensorStore
-    initial: Arrays
     class_names: tuple[str, ...]
     warnings: tuple[str, ...]
     dataset: str
     split_sha256: str
 
+    @property
+    def test(self) -> TensorStore:
+        """The test images, labelled by class position."""
+        return self.node.test
 
-def device_of(name: str) -> torch.device:
-    """The device that ``engine.device`` means.
-
-    Raises:
-        UsageError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise UsageError("engine.device", name, f"this machine has {count} CUDA devices; use cpu or auto")
-    return device
-
-
-def resolve_engine(config: settings.Config) -> settings.Config:
-    """The engine's settings without ``auto``; they are written down and used again on resume."""
-    engine = config.engine
-    device = device_of(engine.device)
-    convolutional = not config.model.name.startswith("mlp")
-    layout = engine.memory_format
-    if layout == "auto":
-        layout = "channels_last" if convolutional and device.type == "cpu" else "contiguous"
-    # A perceptron's matrix products are too small to share: a second thread made a round six times slower.
-    threads = engine.threads or (usable_cpus() if convolutional else 1)
-    path = "sequential" if engine.path == "auto" else engine.path
-    engine = replace(engine, device=str(device), path=path, memory_format=layout, threads=threads)
-    return replace(config, engine=engine)
-
-
-def apply_engine(engine: settings.Engine) -> None:
-    """Sets the process up as the resolved settings say: threads and deterministic kernels."""
-    torch.set_num_threads(engine.threads)
-    if engine.deterministic and engine.device.startswith("cuda"):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+    @property
+    def initial(self) -> Arrays:
+        """Parameters and buffers before the first task."""
+        return self.node.initial
 
 
 def load_stream(config: settings.Config, resolved: Resolved, device: str) -> tuple[Dataset, Stream, Split]:
     """The images, the stream of tasks and its split over the clients, as the strategies arrange it."""
     scenario = resolved.scenario()
-    own = scenario.dataset(config.scenario, config.seed)
-    if own is not None:
-        _refuse_unread(config)
-    dataset = own or load_dataset(config.data, device)
-    labels = DatasetLabels(dataset.train.labels, dataset.test.labels, dataset.num_classes, dataset.class_names)
-    stream = scenario.build(labels, config.scenario, config.data.validation, config.seed)
+    dataset = load_images(config, scenario, device)
+    stream = scenario.build(DatasetLabels.of(dataset), config.scenario, config.data.validation, config.seed)
     if config.scenario.first is not None:
         stream = replace(stream, stages=stream.stages[: config.scenario.first])
-    split = partition_stream(stream, resolved.partition(), config.partition, config.federation.clients, config.seed)
-    rows: list[list[Any]] = [list(task) for task in split.train]
+    clients, partition = config.federation.clients, resolved.partition()
+    if config.partition.size:
+        _refuse_arranging(config, resolved.strategies)
+        return dataset, stream, draw_population(stream, partition, config.partition, clients, config.seed)
+    columns = {name: train for name, (train, _) in dataset.columns.items()}
+    if dataset.train_domains is not None:
+        columns["domain"] = dataset.train_domains
+    split = partition_stream(stream, partition, config.partition, clients, config.seed, columns)
+    rows: list[list[Any]] = [list(task) for task in split.rows]
     arranged = rows
     for strategy in resolved.strategies:
         arranged = strategy.arrange(arranged)
     if arranged is not rows:
-        clients = len(arranged[0])
-        personal = split.test if clients == split.clients else None
+        kept = len(arranged[0])
+        personal = split.test if kept == clients else None
         split = replace(
             split,
-            clients=clients,
+            clients=kept,
             train=tuple(tuple(np.asarray(ids, dtype=np.int64) for ids in task) for task in arranged),
             test=personal,
             test_store=split.test_store if personal is not None else None,
         )
     return dataset, stream, split
+
+
+def load_images(config: settings.Config, scenario: Scenario, device: str) -> Dataset:
+    """The images and labels as the scenario shows them, on a torch device."""
+    own = scenario.dataset(config.scenario, config.seed)
+    if own is not None:
+        _refuse_unread(config)
+    return scenario.images(own or load_dataset(config.data, device), config.data, config.scenario, config.seed)
+
+
+def _refuse_arranging(config: settings.Config, strategies: Sequence[Strategy]) -> None:
+    """Refuses strategies that rewrite who holds what: they would need every client of a drawn population at once."""
+    for strategy in strategies:
+        if type(strategy).arrange is not Strategy.arrange:
+            allowed = f"must be 0 with strategy {strategy.name}, which gathers the images of all clients"
+            raise UsageError("partition.size", config.partition.size, allowed)
 
 
 def _refuse_unread(config: settings.Config) -> None:
@@ -157,15 +141,47 @@ def build(config: settings.Config) -> Experiment:
     Raises:
         UsageError: settings that are wrong, or do not fit the data or one another.
     """
+    from .runtimes.resources import check_runtime, settle_resources
     from .split import split_warnings
 
-    config = resolve_engine(config)
-    apply_engine(config.engine)
+    check_runtime(config)
     resolved = resolve(config)
     stack = Stack.of(resolved.strategies)
-    dataset, stream, split = load_stream(config, resolved, config.engine.device)
+    config = settle_resources(config)
+    dataset, stream, split = load_stream(config, resolved, str(device_of(config.engine.device)))
+    config = resolve_engine(config, dataset.train.shape, any(s.centralised for s in stack))
+    apply_engine(config.engine)
+    node = make_node(config, stack, dataset, stream.class_order, split.test_store)
+    for strategy in stack:
+        with blame(strategy, "check"):
+            strategy.check(node.config, stream, split)
+    warnings = misspelt(stack)
+    if not any(s.centralised for s in stack):
+        warnings += split_warnings(split, stream, dataset.class_names) + reach_note(config, split)
+    return Experiment(
+        node.config, stream, split, node, dataset.class_names, tuple(warnings), dataset.name,
+        split_hash(stream, split),
+    )  # fmt: skip
+
+
+def make_node(
+    config: settings.Config,
+    stack: Stack,
+    dataset: Dataset,
+    class_order: Sequence[int],
+    own_test: Literal["train", "test"] | None,
+) -> Node:
+    """A node, from settings whose engine is resolved; it knows images and labels, but no stream and no split.
+
+    Args:
+        class_order: original class ids in the order of positions.
+        own_test: the store that clients' own test rows are of.
+
+    Raises:
+        UsageError: settings that do not fit the data or one another.
+    """
     position = np.empty(dataset.num_classes, dtype=np.int64)
-    position[list(stream.class_order)] = np.arange(len(stream.class_order))
+    position[list(class_order)] = np.arange(len(class_order))
     store = dataset.train.relabelled(position[dataset.train.labels])
     test = dataset.test.relabelled(position[dataset.test.labels])
     wants_projector = any(s.needs_projector for s in stack)
@@ -174,26 +190,18 @@ def build(config: settings.Config) -> Experiment:
         raise UsageError("model.projector", "none", f"auto, linear or mlp: {names_} needs a projector")
     model = build_model(config.model, store.shape, projector=wants_projector, seed=config.seed)
     config = settle_batches(config, model)
-    for strategy in stack:
-        strategy.check(config, stream, split)
     dtype = DTYPES[config.engine.dtype]
-    channels_last = config.engine.memory_format == "channels_last"
     initial = initial_arrays(model, dtype)
     if config.init is not None:
         initial = started_from(config.init, initial)
     initial = {n: a.to(store.device).contiguous() for n, a in initial.items()}
-    node = Node(
-        config=config, model=model.to(store.device), store=store, stack=stack, clients=ClientStore(Path(), 0),
-        optimiser=make_optimiser(config.optimiser), class_order=stream.class_order,
-        augmentations=parse_augmentations(config.data.augment), dtype=dtype, channels_last=channels_last,
+    return Node(
+        config=config, model=model.to(store.device), store=store, test=test, stack=stack,
+        clients=ClientStore(Path(), 0), optimiser=make_optimiser(config.optimiser), class_order=tuple(class_order),
+        augmentations=parse_augmentations(config.data.augment), dtype=dtype,
+        channels_last=config.engine.memory_format == "channels_last",
         parameters=tuple(parameter_names(model)), buffers=tuple(buffer_names(model)), initial=initial,
-    )  # fmt: skip
-    warnings = misspelt(stack)
-    if not any(s.centralised for s in stack):
-        warnings += split_warnings(split, stream, dataset.class_names)
-    return Experiment(
-        config, stream, split, node, test, initial, dataset.class_names, tuple(warnings), dataset.name,
-        split_hash(stream, split),
+        own_test={"train": store, "test": test, None: None}[own_test],
     )  # fmt: skip
 
 
@@ -206,12 +214,24 @@ def settle_batches(config: settings.Config, model: FedModel) -> settings.Config:
     return replace(config, federation=replace(config.federation, batch_min=min(least, config.federation.batch_size)))
 
 
+HASHED = 8
+"""Clients of a drawn population whose rows go into the hash of the split."""
+
+
 def split_hash(stream: Stream, split: Split) -> str:
-    """SHA-256 over class order, tasks, and each client's training rows."""
+    """SHA-256 over class order, tasks, and each client's training rows.
+
+    A drawn population is told by its rule and the rows it draws from; a few clients stand for the rule's code.
+    """
     digest = hashlib.sha256(repr((stream.class_order, [s.classes for s in stream.stages])).encode())
     for labels in (stream.train_labels, stream.test_labels):
         digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
-    for task in split.train:
+    if split.rule:
+        digest.update(split.rule.encode())
+        for stage in stream.stages:
+            digest.update(np.ascontiguousarray(stage.train_ids, dtype="<i8").tobytes())
+        split = split.only(split.some(HASHED))
+    for task in (*split.rows, *(split.held_out.rows if split.held_out else ())):
         for ids in task:
             digest.update(len(ids).to_bytes(8, "little") + np.ascontiguousarray(ids, dtype="<i8").tobytes())
     return digest.hexdigest()

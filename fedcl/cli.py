@@ -125,7 +125,7 @@ def list_(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List strategies, scenarios, partitions, encoders, datasets, presets or protocols."""
+    """List strategies, scenarios, partitions, encoders, datasets, presets, protocols or probes."""
     from .listing import KINDS, rows
 
     if kind not in KINDS:
@@ -227,6 +227,61 @@ def doctor(out: Out = None, data_root: DataRoot = None, as_json: Json = False) -
         raise typer.Exit(1)
 
 
+@app.command()
+def bench(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[engine.KEY=VALUE]...", help="How fedcl computes; the work is the same for all."),
+    ] = None,
+    workload: Annotated[
+        str, typer.Option(metavar="NAME", help="mlp-100, lenet-100, cnn-50, all (these three), resnet18 or scaling.")
+    ] = "mlp-100",
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Measured rounds, after a first one.")] = 7,
+    peers: Annotated[str | None, typer.Option(metavar="A,B", help="Among fedcl, loop, pfl and flower-ray.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for JSON and chart (default: bench).")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure seconds a round against the installed peers, in turns."""
+    from .bench.command import measure_all
+
+    measured = measure_all(
+        workload, rounds, peers, overrides or [], device, out, write_default=not as_json, quiet=quiet
+    )
+    _print_json(measured.content) if as_json else typer.echo(measured.text)
+    measured.check()
+
+
+@app.command()
+def tune(
+    arguments: Arguments = None,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Measured rounds a trial.")] = 3,
+    device: Device = None,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the engine settings for a run on this machine, and keep the fastest for later runs."""
+    from .tune import Trial
+    from .tune import tune as measure
+
+    source, overrides = _split_arguments(arguments)
+    config = _config(source, overrides, None, None, None, device, data_root, plugin)
+
+    def tell(trial: Trial) -> None:
+        if not quiet:
+            typer.echo(trial.line(), err=True)
+
+    found = measure(config, rounds, tell)
+    if as_json:
+        _print_json(found.json())
+        return
+    typer.echo(f"fastest for {found.name}: {found.best.line()}")
+    typer.echo(f"kept in {found.path}; runs of this model use it where engine.path=auto")
+
+
 def run_command_line(arguments: Sequence[str]) -> int:
     """Runs one command and returns the exit code; errors become one line on standard error."""
     try:
@@ -282,8 +337,6 @@ def _config(
     pairs = [(key, value) for key, value in keys.items() if value is not None]
     config = load_config(source, [*overrides, *pairs])
     config.plugins += [path for path in loaded if path not in config.plugins]
-    if config.engine.runtime != "local":
-        raise UsageError("engine.runtime", config.engine.runtime, "only local is built yet")
     return config
 
 

@@ -54,6 +54,19 @@ class Scenario:
     classes: list[int] = field(default_factory=list)  # the class order when order=given
     benchmark: str | None = None  # dotted name of a function that returns an Avalanche benchmark
     arguments: dict[str, Any] = field(default_factory=dict)  # its keyword arguments
+    shift: str = "given"  # domain_incremental: given | permuted | rotated
+    datasets: list[str] = field(default_factory=list)  # domain_incremental: more data sets, one a task after data.name
+    angles: list[float] = field(default_factory=list)  # shift=rotated: degrees of each task; empty: tasks over 180
+    disjoint: float = 0.5  # i_blurry, si_blurry: share of the classes that belong to one task only (N)
+    blurred: float = 0.1  # i_blurry, si_blurry: share of the other classes' images that change the task (M)
+    overlap: float = 0.25  # linear_blurry: a transition starts and ends this far from its boundary (1: one class set)
+    steps: int = 1  # linear_blurry: tasks that the time of one class set is cut into
+    shots: int = 5  # few_shot: training images of each class after the base session (K)
+    of: list[str] = field(default_factory=list)  # long_tailed, noisy_labels: what they change; empty: class_incremental
+    imbalance: float = 100.0  # long_tailed: images of the largest class over those of the smallest
+    tail: str = "shuffled"  # long_tailed: shuffled | ordered (classes get rarer in the order of exposure)
+    noise: str = "symmetric"  # noisy_labels: symmetric | asymmetric
+    noise_rate: float = 0.2  # noisy_labels: share of each class's training labels that are wrong
 
 
 @dataclass
@@ -64,9 +77,14 @@ class Partition:
     alpha: float = 0.5  # concentration of the Dirichlet partitions
     balance: bool = False  # TARGET/MOON rule: a client above the mean size gets no more
     min_size: int = 0  # redraw until the smallest client has this many images
+    size: int = 0  # images a client draws of each task, independently of the others; 0: all are dealt out
     shards: int = 2  # shards a client
     classes: int = 2  # classes a client
     skew: float = 1.0  # quantity skew: Dirichlet concentration of the client sizes
+    imbalance: float = 100.0  # long tail: images of the most frequent class over those of the rarest
+    tail: str = "shuffled"  # long tail, which classes are rare: shuffled (by seed) | ordered (the later, the rarer)
+    column: str = ""  # natural and feature_shift: column of the dataset, e.g. drawer; feature_shift: domain
+    held_out: float = 0.0  # clients that never train and test as newcomers: a number, or a share below 1
     test: str = "global"  # global | same_mix | holdout(p)
 
 
@@ -95,6 +113,8 @@ class Federation:
     clients: int = 5
     rounds: int = 5  # communication rounds a task
     participation: float = 1.0  # fraction of the clients in each round
+    cohort: int = 0  # clients in each round, in place of participation; 0: by participation
+    exchange: int | str = "auto"  # whom a strategy's own exchange reaches: auto | all | trained | a number drawn anew
     weighting: str = "samples"  # samples | uniform
     epochs: int | None = None  # local epochs a round; exactly one of epochs and steps is set
     steps: int | None = None  # local steps a round
@@ -136,6 +156,10 @@ class Engine:
     memory_format: str = "auto"  # auto | contiguous | channels_last
     deterministic: bool = True
     timeout: float = 3600.0  # seconds an exchange may take
+    nodes: int = 0  # ray: actors; deploy: SuperNodes to wait for; 0: chosen at the start
+    client_cpus: float = 0.0  # ray: processors an actor reserves; 0: its share of this machine
+    client_gpus: float = 0.0  # ray: GPUs an actor reserves, fractions allowed; 0: its share where device is cuda
+    address: str | None = None  # ray: a running cluster (auto, HOST:PORT); deploy: the SuperLink's HOST:PORT
 
 
 @dataclass
@@ -145,6 +169,8 @@ class Evaluate:
     every: int = 0  # rounds between evaluations into rounds.csv; 0: only after each task
     batch_size: int = 1024
     personal: bool = True  # also each client on its own test set, where it has one
+    probes: list[str] = field(default_factory=list)  # of the frozen encoder after each task: see `fedcl list probes`
+    probe_samples: int = 50  # images of each class and task that probes of pairs and their training see; 0: all
 
 
 @dataclass

@@ -22,6 +22,39 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 
 
+@torch.no_grad()
+def predict(node: Node, predictor: Predictor, store: TensorStore, rows: Ints, owner: Strategy) -> Ints:
+    """Predicted class positions of rows of a store, by the rule of ``owner``.
+
+    Raises:
+        RunFailed: scores are not a number, or have another shape than (B, C).
+    """
+    found = []
+    for part in torch.split(torch.from_numpy(rows).to(store.device), node.config.evaluate.batch_size):
+        if node.stop():
+            raise Interrupted("interrupted during evaluation")
+        with node.autocast(), blame(owner, "predict"):
+            scores = owner.predict(predictor, store.batch(part, node.dtype))
+        if scores.shape != (len(part), len(predictor.known)):
+            raise RunFailed(
+                f"evaluation: predict returned scores of shape {tuple(scores.shape)}, "
+                f"expected {(len(part), len(predictor.known))}"
+            )
+        if bool(torch.isnan(scores[:, predictor.known]).any()):
+            raise RunFailed("evaluation: the scores of known classes are not a number")
+        found.append(scores.masked_fill(~predictor.known, -torch.inf).argmax(dim=1))
+    return torch.cat(found).cpu().numpy() if found else np.zeros(0, dtype=np.int64)
+
+
+def head_correct(node: Node, arrays: Arrays, known: Tensor, store: TensorStore, rows: Ints) -> int:
+    """How many rows of a store a model's head gets right.
+
+    The head, whatever the stack predicts with: a client's model has no statistics of the server yet.
+    """
+    found = predict(node, Predictor(arrays, {}, known, NamedModels(node, {})), store, rows, Strategy())
+    return int((found == store.labels[rows]).sum())
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Predictions of a model with the stack's own rule.
@@ -50,30 +83,9 @@ class Evaluator:
         state = strategies.get(owner.name, {}) if owner else {}
         return Predictor(arrays, state, known, NamedModels(self.node, {}))
 
-    @torch.no_grad()
-    def predict(self, predictor: Predictor, store: TensorStore, rows: Ints, owner: Strategy | None = None) -> Ints:
-        """Predicted class positions of rows of a store, by the rule of ``owner`` (default: that of the stack).
-
-        Raises:
-            RunFailed: scores are not a number, or have another shape than (B, C).
-        """
-        owner = owner or self.node.stack.owners["predict"] or Strategy()
-        found = []
-        dtype = self.node.dtype
-        for part in torch.split(torch.from_numpy(rows).to(store.device), self.node.config.evaluate.batch_size):
-            if self.node.stop():
-                raise Interrupted("interrupted during evaluation")
-            with self.node.autocast(), blame(owner, "predict"):
-                scores = owner.predict(predictor, store.batch(part, dtype))
-            if scores.shape != (len(part), len(predictor.known)):
-                raise RunFailed(
-                    f"evaluation: predict returned scores of shape {tuple(scores.shape)}, "
-                    f"expected {(len(part), len(predictor.known))}"
-                )
-            if bool(torch.isnan(scores[:, predictor.known]).any()):
-                raise RunFailed("evaluation: the scores of known classes are not a number")
-            found.append(scores.masked_fill(~predictor.known, -torch.inf).argmax(dim=1))
-        return torch.cat(found).cpu().numpy() if found else np.zeros(0, dtype=np.int64)
+    def predict(self, predictor: Predictor, store: TensorStore, rows: Ints) -> Ints:
+        """Predicted class positions of rows of a store by the rule of the stack; see :func:`predict`."""
+        return predict(self.node, predictor, store, rows, self.node.stack.owners["predict"] or Strategy())
 
     def row(self, predictor: Predictor) -> tuple[list[int], list[int]]:
         """(correct, total) on the test images of every task; a task that cannot be tested has total 0."""
@@ -89,6 +101,25 @@ class Evaluator:
         hits = self.predict(predictor, self.node.store, rows) == self.stream.train_labels[rows]
         return int(hits.sum()), len(rows)
 
+    def newcomers(self, predictor: Predictor) -> dict[str, Any] | None:
+        """The global model on the images of the clients that never train: their own test images where there are some,
+        else all that they hold. Each client's (correct, total) by task, or None without such clients.
+        """
+        never = self.split.held_out
+        if never is None:
+            return None
+        tests = never.rows if never.test is None else never.test
+        on_test = never.test_store == "test"
+        store, labels = (self.test, self.stream.test_labels) if on_test else (self.node.store, self.stream.train_labels)
+        rows = np.unique(np.concatenate([ids for task in tests for ids in task]))
+        hit = np.zeros(len(labels), dtype=bool)
+        hit[rows] = self.predict(predictor, store, rows) == labels[rows]
+        clients = range(never.clients)
+        return {
+            "correct": [[int(hit[task[c]].sum()) for task in tests] for c in clients],
+            "total": [[len(task[c]) for task in tests] for c in clients],
+        }
+
     def own_test(self) -> tuple[TensorStore, Ints]:
         """The store that personal test rows are of, and its labels."""
         if self.split.test_store == "test":
@@ -96,17 +127,12 @@ class Evaluator:
         return self.node.store, self.stream.train_labels
 
     def by_head(self, arrays: Arrays, known: Tensor, task: int, client: int) -> tuple[int, int] | None:
-        """(correct, total) of a model's head on a client's own test images of one task; None without such images.
-
-        The head, whatever the stack predicts with: a client's model has no statistics of the server yet.
-        """
+        """(correct, total) of a model's head on a client's own test images of one task; None without such images."""
         tests = self.split.test
         if tests is None or not self.node.config.evaluate.personal or not len(tests[task][client]):
             return None
-        store, labels = self.own_test()
         rows = tests[task][client]
-        found = self.predict(Predictor(arrays, {}, known, NamedModels(self.node, {})), store, rows, Strategy())
-        return int((found == labels[rows]).sum()), len(rows)
+        return head_correct(self.node, arrays, known, self.own_test()[0], rows), len(rows)
 
     def personal(
         self, arrays: Arrays, strategies: dict[str, Arrays], known: Tensor, upto: int

@@ -8,8 +8,9 @@ from typing import Any
 from . import presets, registry
 from .cards import summary_of
 from .errors import UsageError
+from .validation import PROBES
 
-KINDS = (*registry.KINDS, "encoders", "datasets", "presets", "protocols")
+KINDS = (*registry.KINDS, "encoders", "datasets", "presets", "protocols", "probes")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def rows(kind: str, data_root: str | None = None) -> list[Row]:
         check_root(data_root)
         found = available(data_root)
         return [Row(d.name, list(d.aliases), d.summary, "available" if d.found else "missing") for d in found]
+    if kind == "probes":
+        return [Row(name, [], summary) for name, summary in PROBES.items()]
     if kind in ("presets", "protocols"):
         return [Row(preset.name, [], preset.summary) for preset in presets.presets(kind=kind)]
     raise UsageError("KIND", kind, f"must be one of {', '.join(KINDS)}", KINDS)

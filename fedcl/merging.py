@@ -118,6 +118,10 @@ def _displace(merged: Any, values: dict[str, Any]) -> None:
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
         if federation.get(one) is not None and federation.get(other) is None:
             merged.federation[other] = None
+    if federation.get("cohort") and "participation" not in federation:
+        merged.federation.participation = 1.0
+    if "participation" in federation and not federation.get("cohort"):
+        merged.federation.cohort = 0
     network = values.get("model", {})
     if network.get("name") not in (None, merged.model.name):
         for size in ("width", "depth"):  # of the network that was replaced: another means something else by them

@@ -17,16 +17,7 @@ from torch import Tensor
 from fedcl.config import Optimiser
 from fedcl.rates import check, schedule
 
-__all__ = [
-    "SGD",
-    "Adam",
-    "Group",
-    "PureOptimiser",
-    "clip_by_norm",
-    "global_norm",
-    "make_optimiser",
-    "schedule",
-]
+__all__ = ["SGD", "Adam", "Group", "PureOptimiser", "clip_by_norm", "global_norm", "make_optimiser", "schedule"]
 
 Arrays = dict[str, Tensor]
 Scalar = float | list[Tensor]
@@ -48,7 +39,7 @@ class Group:
 
 
 class PureOptimiser(Protocol):
-    """State in, state out; arguments are never written to."""
+    """State in, state out; arguments are not written to unless they are given away."""
 
     def init(self, params: Mapping[str, Tensor]) -> Arrays:
         """The state before the first step: ``step`` (int64 scalar) and arrays named ``moment/parameter``."""
@@ -60,11 +51,13 @@ class PureOptimiser(Protocol):
         grads: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
         lr: float | Tensor,
+        owned: bool = False,
     ) -> tuple[Arrays, Arrays]:
         """One step. Parameters without a gradient, and their state, come back as they are.
 
         Args:
             lr: a number, a scalar tensor, or (K,) for parameters and state stacked over K clients.
+            owned: the caller gives ``params`` and ``state`` away, so that their memory may be used again.
 
         Raises:
             KeyError: a gradient of an unknown parameter.
@@ -73,9 +66,14 @@ class PureOptimiser(Protocol):
 
 
 class _Ops:
-    """Arithmetic on lists of tensors: fused, or a loop inside ``vmap``, where fused calls have no rule."""
+    """Arithmetic on lists of tensors: fused, or a loop inside ``vmap``, where fused calls have no rule.
 
-    def __init__(self, *lists: list[Tensor]) -> None:
+    Args:
+        owned: parameters and state may be written to, see :meth:`PureOptimiser.update`.
+    """
+
+    def __init__(self, owned: bool, *lists: list[Tensor]) -> None:
+        self.owned = owned
         # torch has no public test for "inside a transform".
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor
         self.fused = not any(wrapped(tensor) for tensors in lists for tensor in tensors)
@@ -94,6 +92,17 @@ class _Ops:
         if self.fused:
             return list(torch._foreach_add(xs, ys, alpha=factor))
         return [torch.add(x, y, alpha=factor) for x, y in zip(xs, ys, strict=True)]
+
+    def scaled(self, xs: list[Tensor], factor: float, ys: list[Tensor], other: Scalar = 1.0) -> list[Tensor]:
+        """factor xs + other ys, in the memory of ``xs`` where that is owned: for parameters and moments."""
+        if not self.owned or not self.fused:
+            return self.add(xs if factor == 1.0 else self.mul(xs, factor), ys, other)
+        if factor != 1.0:
+            torch._foreach_mul_(xs, factor)
+        if isinstance(other, list):
+            ys, other = self.mul(ys, other), 1.0
+        torch._foreach_add_(xs, ys, alpha=other)
+        return xs
 
     def ratio(self, xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
         if self.fused:
@@ -171,6 +180,7 @@ class _Base:
         grads: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
         lr: float | Tensor,
+        owned: bool = False,
     ) -> tuple[Arrays, Arrays]:
         """See :class:`PureOptimiser`."""
         new_params, new_state = dict(params), dict(state)
@@ -178,7 +188,7 @@ class _Base:
         for names, scale, decay in self._grouped(list(grads)):
             p, g = [params[n] for n in names], [grads[n] for n in names]
             moments = [[state[f"{m}/{n}"] for n in names] for m in self.moments]
-            ops = _Ops(p, g, *moments, [lr] if isinstance(lr, Tensor) else [], [step])
+            ops = _Ops(owned, p, g, *moments, [lr] if isinstance(lr, Tensor) else [], [step])
             p, moments = self._move(ops, p, g, moments, step, _rate(lr, scale, p), decay)
             new_params.update(zip(names, p, strict=True))
             for moment, values in zip(self.moments, moments, strict=True):
@@ -213,10 +223,10 @@ class SGD(_Base):
         if decay:
             g = ops.add(g, p, decay)
         if moments:
-            buffer = ops.add(ops.mul(moments[0], self.momentum), g)
+            buffer = ops.scaled(moments[0], self.momentum, g)
             g = ops.add(g, buffer, self.momentum) if self.nesterov else buffer
             moments = [buffer]
-        return ops.add(p, g, _negative(lr)), moments
+        return ops.scaled(p, 1.0, g, _negative(lr)), moments
 
 
 class Adam(_Base):
@@ -247,14 +257,14 @@ class Adam(_Base):
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
         first, second = self.betas
         if decay and self.decoupled:
-            p = ops.add(p, ops.mul(p, decay), _negative(lr))
+            p = ops.scaled(p, 1.0, ops.mul(p, decay), _negative(lr))
         elif decay:
             g = ops.add(g, p, decay)
-        mean = ops.add(ops.mul(moments[0], first), g, 1.0 - first)
-        square = ops.add(ops.mul(moments[1], second), ops.square(g), 1.0 - second)
+        mean = ops.scaled(moments[0], first, g, 1.0 - first)
+        square = ops.scaled(moments[1], second, ops.square(g), 1.0 - second)
         rate, unbias = self._corrections(ops, step, lr, p)
         root = ops.plus(ops.mul(ops.root(square), unbias), self.eps)
-        return ops.add(p, ops.ratio(mean, root), _negative(rate)), [mean, square]
+        return ops.scaled(p, 1.0, ops.ratio(mean, root), _negative(rate)), [mean, square]
 
     def _corrections(self, ops: _Ops, step: Tensor, lr: Scalar, p: list[Tensor]) -> tuple[Scalar, Scalar]:
         """lr / (1 - β₁ᵗ) and 1 / sqrt(1 - β₂ᵗ)."""

@@ -11,6 +11,8 @@ from .checkpoint import pack_tensors
 from .federation.server import State
 from .metrics.clients import summarise_client_matrices, temporal_forgetting
 from .metrics.matrix import forgetting, mean_or_none, summary_metrics
+from .metrics.streams import stream_metrics
+from .probing import PROBES_CSV, Probing, probes_csv
 
 if TYPE_CHECKING:
     from .build import Experiment
@@ -51,6 +53,7 @@ class Recorder:
     def __init__(self, experiment: Experiment, folder: RunFolder, progress: Progress, evaluator: Evaluator) -> None:
         self.experiment, self.folder, self.progress, self.evaluator = experiment, folder, progress, evaluator
         self.config = experiment.config
+        self.probing = Probing(evaluator, folder)
 
     @property
     def title(self) -> str:
@@ -102,6 +105,10 @@ class Recorder:
         }  # fmt: skip
         records = dict(state.records)
         records["dropped"] += measured["dropped"]
+        for change in measured["engine"]:
+            what = f"{change['chunk']} clients at a time" if "chunk" in change else "clients one by one"
+            self.progress.message(f"note: from task {task + 1}, round {round_ + 1} on, {what}: {change['why']}")
+            self.folder.log({"event": "engine", "task": task, "round": round_, **change})
         if not samples:
             records["empty_rounds"] += 1
             self.progress.message(f"note: task {task + 1}, round {round_ + 1}: no client of the cohort could train")
@@ -147,7 +154,14 @@ class Recorder:
         personal = self.evaluator.personal(arrays, state.strategies, self.evaluator.known(task), state.sequence)
         if personal is not None:
             records["personal"] = [*records["personal"], personal]
+        newcomers = self.evaluator.newcomers(predictor)
+        if newcomers is not None:
+            records["newcomers"] = [*records.get("newcomers", []), newcomers]
         records["bytes"] = [*records["bytes"], [state.meter["up"], state.meter["down"]]]
+        if self.config.evaluate.probes:
+            earlier = records.get("probes", [])
+            records["probes"] = [*earlier, self.probing.measure(arrays, task, earlier)]
+            self.folder.write(PROBES_CSV, probes_csv(records["probes"]))
         state = replace(state, records=records)
         self.folder.write_matrix(self.matrix(state))
         if task == 0:
@@ -185,6 +199,10 @@ class Recorder:
         config, experiment, records = self.config, self.experiment, state.records
         matrix = self.matrix(state)
         metrics, undefined = summary_metrics(matrix, records["baseline"], records["total"])
+        of_stream, missing = stream_metrics(matrix, records["total"])
+        metrics, undefined = metrics | of_stream, undefined + missing
+        probes = records["probes"][-1] if records.get("probes") else {}
+        undefined += [f"probes.{p}.{n}" for p, values in probes.items() for n, v in values.items() if v is None]
         centralised = any(s.centralised for s in experiment.node.stack)
         up, down = (None, None) if centralised else (state.meter["up"], state.meter["down"])
         validation = ratio(*records["validation"][-1])
@@ -199,32 +217,23 @@ class Recorder:
             "num_tasks": experiment.stream.num_tasks, "num_clients": experiment.split.clients,
             "rounds": config.federation.rounds * experiment.stream.num_tasks,
             "test_counts": records["total"], **metrics,
-            "validation_accuracy": validation, "personal": self.personal(records),
-            "bytes_up": up, "bytes_down": down,
+            "validation_accuracy": validation, "personal": by_client(records["personal"]),
+            "newcomers": by_client(records.get("newcomers", [])),
+            "probes": probes, "bytes_up": up, "bytes_down": down,
             "bytes_per_task": None if centralised else per_task(records["bytes"]),
             "empty_rounds": records["empty_rounds"], "dropped_images": records["dropped"],
             "wall_seconds": state.wall_seconds, **hashes, "split_sha256": experiment.split_sha256,
             "status": "done", "undefined": sorted(set(undefined)),
         }  # fmt: skip
         self.folder.write_matrix(matrix)
+        if probes:
+            self.folder.write(PROBES_CSV, probes_csv(records["probes"]))
         if config.output.plots:
             self.folder.write_summary(summary)
             write_run_plots(self.folder.path)
         self.folder.log({"event": "run_end", "status": "done"})
         self.folder.write_summary(summary)
         return summary
-
-    def personal(self, records: dict[str, Any]) -> dict[str, Any] | None:
-        """Metrics of the clients on their own test sets: weighted mean, deviation, worst tenth; None without."""
-        found = records["personal"]
-        if not found:
-            return None
-        clients = range(len(found[0]["total"]))
-        matrices = [
-            [[ratio(c, n) for c, n in zip(step["correct"][k], step["total"][k], strict=True)] for step in found]
-            for k in clients
-        ]
-        return {n: asdict(s) for n, s in summarise_client_matrices(matrices, found[0]["total"]).items()}
 
     def identity(self) -> dict[str, Any]:
         """What tells this run from others."""
@@ -241,6 +250,21 @@ class Recorder:
         }  # fmt: skip
         self.folder.log({"event": status, "cause": cause})
         self.folder.write_summary(summary)
+
+
+def by_client(found: list[dict[str, list[list[int]]]]) -> dict[str, Any] | None:
+    """Metrics of clients on images of their own: weighted mean, deviation, worst tenth; None without any.
+
+    Args:
+        found: after each task, each client's numbers of correct and of all images by task.
+    """
+    if not found:
+        return None
+    matrices = [
+        [[ratio(c, n) for c, n in zip(step["correct"][k], step["total"][k], strict=True)] for step in found]
+        for k in range(len(found[0]["total"]))
+    ]
+    return {n: asdict(s) for n, s in summarise_client_matrices(matrices, found[0]["total"]).items()}
 
 
 def spatial_mean(tasks: list[list[list[int]]]) -> float | None:

@@ -39,11 +39,9 @@ def resolve(config: Config) -> Resolved:
     """Loads the plugins of a configuration, its classes, and checks all strategy options.
 
     Raises:
-        UsageError: a plugin fails, a name does not exist, an option is wrong, or a runtime is not there.
+        UsageError: a plugin fails, a name does not exist, or an option is wrong.
         RunFailed: a strategy cannot be made.
     """
-    if config.engine.runtime != "local":
-        raise UsageError("engine.runtime", config.engine.runtime, "only local is available in this version")
     plugins = tuple(registry.add_plugin(file) for file in config.plugins)
     scenario = registry.load("scenarios", config.scenario.name)
     partition = registry.load("partitions", config.partition.name)

@@ -14,6 +14,9 @@ from .stream import Ids, Split, Stream
 MOST_COLUMNS = 20
 """Clients shown in the terminal; the JSON object holds all."""
 
+SOME = 20
+"""Clients that stand for a drawn population in table, picture and JSON object."""
+
 MOST_DISCS = 30
 """Clients, and classes a task, up to which the picture draws discs."""
 
@@ -30,8 +33,11 @@ def split_summary(split: Split, stream: Stream, class_names: Sequence[str] = ())
     Returns:
         ``tasks``: for each task its ``classes`` (position, original id, name, images by client), client
         ``sizes``, ``test_sizes`` of personal test sets (or null), ``validation`` and ``test`` images,
-        ``empty`` clients; ``clients``, ``num_classes``, ``test_store`` and ``warnings``.
+        ``empty`` clients; ``clients``, ``num_classes``, ``test_store`` and ``warnings``. Of a drawn population
+        ``shown`` lists the clients that all lists by client are about; it is null for a complete split. ``held_out``
+        has, for each task, the images of each client that never trains; null without such clients.
     """
+    population, (split, shown) = split, looked_at(split)
     counts = split.counts()
     tasks = []
     for stage in stream.stages:
@@ -52,21 +58,44 @@ def split_summary(split: Split, stream: Stream, class_names: Sequence[str] = ())
                 "test_sizes": None if split.test is None else [len(ids) for ids in split.test[stage.index]],
                 "validation": len(stage.validation_ids),
                 "test": len(stage.test_ids),
-                "empty": list(split.empty[stage.index]),
+                "empty": [shown[place] for place in split.empty[stage.index]],
             }
         )
     return {
         "scenario": stream.name,
-        "clients": split.clients,
+        "clients": population.clients,
+        "shown": list(shown) if population.rule else None,
         "num_classes": split.num_classes,
         "test_store": split.test_store,
+        "held_out": _held_out_sizes(population),
         "tasks": tasks,
-        "warnings": split_warnings(split, stream, class_names),
+        "warnings": split_warnings(population, stream, class_names),
     }
 
 
+def _held_out_sizes(split: Split) -> list[list[int]] | None:
+    never = split.held_out
+    return None if never is None else [[len(ids) for ids in task] for task in never.rows]
+
+
+def looked_at(split: Split) -> tuple[Split, Sequence[int]]:
+    """A complete split to look at, and the clients that it is of: ``SOME`` clients of a drawn population."""
+    if not split.rule:
+        return split, range(split.clients)
+    shown = split.some(SOME)
+    return split.only(shown), shown
+
+
 def split_warnings(split: Split, stream: Stream, class_names: Sequence[str] = ()) -> list[str]:
-    """One line a problem: clients without images (in a task, in all tasks), classes that nobody holds."""
+    """One line a problem: clients without images (in a task, in all tasks), classes that nobody holds.
+
+    Of a drawn population one line says what it is; whether some client is empty would need all of them.
+    """
+    if split.rule:
+        return [
+            f"partition.size: each of the {split.clients} clients draws its images independently of the others, so two "
+            "may hold the same image, and an image may belong to nobody"
+        ]
     counts = split.counts()
     lines = []
     for stage in stream.stages:
@@ -98,14 +127,16 @@ def split_table(split: Split, stream: Stream, class_names: Sequence[str] = ()) -
     the others.
     """
     data = split_summary(split, stream, class_names)
+    population, (split, numbers) = split, looked_at(split)
     shown = min(split.clients, MOST_COLUMNS)
     lines: list[str] = []
     for task in data["tasks"]:
         held_out = f", {task['validation']} for validation" if task["validation"] else ""
+        whose = f" held by {split.clients} of the {population.clients} clients" if population.rule else ""
         lines.append(
-            f"Task {task['task'] + 1}: {sum(task['sizes'])} training images{held_out}, {task['test']} for test"
+            f"Task {task['task'] + 1}: {sum(task['sizes'])} training images{whose}{held_out}, {task['test']} for test"
         )
-        header = ["class", *(f"c{client}" for client in range(shown))]
+        header = ["class", *(f"c{client}" for client in numbers[:shown])]
         rows = [[_label(entry), *_cells(entry["clients"], shown)] for entry in task["classes"]]
         rows.append(["all", *_cells(task["sizes"], shown)])
         if task["test_sizes"] is not None:
@@ -113,6 +144,9 @@ def split_table(split: Split, stream: Stream, class_names: Sequence[str] = ()) -
         if split.clients > shown:
             header.append(f"{split.clients - shown} more")
         lines += [*_aligned([[*header, "sum"], *rows]), ""]
+    if data["held_out"] is not None:
+        sizes = [sum(task) for task in zip(*data["held_out"], strict=True)]
+        lines += [f"Held out, never trained: {len(sizes)} clients with {_some(sizes)} images in all tasks", ""]
     lines += [f"Warning: {line}" for line in data["warnings"]]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -122,7 +156,8 @@ def draw_split(split: Split, stream: Stream, class_names: Sequence[str], path: P
 
     Up to ``MOST_DISCS`` clients a cell is a disc: its area is the number of training images (one scale for
     all panels, in the legend), its shade the client's share of the class. With more, cells are shaded by the
-    number of images. Columns of clients without images in a task are grey.
+    number of images. Columns of clients without images in a task are grey. A drawn population is shown by some of
+    its clients.
 
     Args:
         class_names: by original class id; empty: the ids.
@@ -131,6 +166,7 @@ def draw_split(split: Split, stream: Stream, class_names: Sequence[str], path: P
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    population, (split, numbers) = split, looked_at(split)
     counts = split.counts()
     rows = [_shown(stage.classes, counts[stage.index]) for stage in stream.stages]
     most_rows = max(1, *(len(shown) for shown in rows))
@@ -154,17 +190,20 @@ def draw_split(split: Split, stream: Stream, class_names: Sequence[str], path: P
         grid = counts[index][:, rows[index]].T
         image = _discs(axes, grid, largest, full) if discs else _heat(axes, grid, largest)
         _mark_empty(axes, split.empty[index])
-        _label_panel(axes, split.clients, [_tick(stream, c, class_names) for c in rows[index]])
+        _label_panel(axes, numbers, [_tick(stream, c, class_names) for c in rows[index]])
         axes.set_title(f"task {index + 1} ({int(grid.sum())} images)", fontsize=8)
         if index + across >= stream.num_tasks:
             axes.set_xlabel("client", fontsize=8)
         if index % across == 0:
             axes.set_ylabel("class", fontsize=8)
     bar = figure.colorbar(image, ax=panels, fraction=0.03, pad=0.01, aspect=25)
-    bar.set_label("share of the class" if discs else "training images", fontsize=8)
+    share = "share of the shown images of the class" if population.rule else "share of the class"
+    bar.set_label(share if discs else "training images", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     _legend(figure, largest, full if discs else None, any(split.empty))
-    figure.suptitle(f"{stream.name}: training images by class, client and task", fontsize=10)
+    whose = f" ({split.clients} of {population.clients} clients)" if population.rule else ""
+    whose += f"; {population.held_out.clients} more clients are held out" if population.held_out else ""
+    figure.suptitle(f"{stream.name}: training images by class, client and task{whose}", fontsize=10)
     figure.savefig(path, metadata={"Software": None})
 
 
@@ -195,10 +234,15 @@ def _mark_empty(axes: Any, empty: tuple[int, ...]) -> None:
         axes.axvspan(client - 0.5, client + 0.5, color=EMPTY_SHADE, zorder=0, linewidth=0)
 
 
-def _label_panel(axes: Any, clients: int, names: list[str]) -> None:
+def _label_panel(axes: Any, numbers: Sequence[int], names: list[str]) -> None:
+    clients = len(numbers)
     axes.set_xlim(-0.6, clients - 0.4)
     axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
-    axes.set_xticks(range(0, clients, max(1, math.ceil(clients / 10))))
+    each = max(1, math.ceil(clients / 10))
+    if isinstance(numbers, range):
+        axes.set_xticks(range(0, clients, each))
+    else:
+        axes.set_xticks(range(clients), [str(number) for number in numbers], rotation=90)
     step = max(1, math.ceil(len(names) / 25))
     axes.set_yticks(range(0, len(names), step), names[::step])
     axes.tick_params(labelsize=7, length=2)

@@ -1,14 +1,13 @@
 """Local training of many clients as one stacked model: the steps of :mod:`fedcl.training` under ``torch.func.vmap``.
 
-Nothing is padded. Clients are sorted by their number of steps; at each step the active ones are grouped by batch size,
-and every group is one vectorised call. Draws inside a step are counter-based, so that a client sees the same numbers
-alone and stacked; results agree within rounding.
+Draws inside a step are counter-based, so a client sees the same numbers alone and stacked; results agree within
+rounding. What all clients of a stack share (the broadcast model before the first step) is not copied.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,238 +16,283 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from . import random as counter
+from .batching import Group, Plan, make_plan, schedule_groups
 from .errors import Interrupted, RunFailed
 from .optim import clip_by_norm
 from .rates import schedule
+from .sharedstate import SharedState
 from .strategy import Arrays, Batch, Step, Strategy, narrowed
-from .training import Client, NamedModels, Trained, blame, extra_sources, plan, total_loss
+from .training import Client, NamedModels, Trained, blame, not_finite, total_loss
 
 Stacked = dict[str, Tensor]
 """Arrays with a leading axis of clients."""
 
+Axes = dict[str, int | None]
+"""The axis of clients of each array; None: one array for all."""
 
-class SameShapes(dict[str, Tensor]):
-    """A strategy's client state where the clients' arrays have one shape; others cannot be stacked."""
 
-    def __missing__(self, name: str) -> Tensor:
-        raise KeyError(f"client state {name!r} differs in shape between clients, so they cannot be trained stacked")
+class Bank:
+    """Named arrays of the clients of a stack; one that is the same tensor for all of them stays a single one.
+
+    Args:
+        columns: each client's arrays, with the same names.
+        names: which of them.
+    """
+
+    def __init__(self, columns: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
+        self.size = len(columns)
+        self.arrays: dict[str, Tensor] = {}
+        self.common: set[str] = set()
+        for name in names:
+            column = [c[name] for c in columns]
+            if all(a is column[0] for a in column):
+                self.common.add(name)
+                self.arrays[name] = column[0]
+            else:
+                self.arrays[name] = torch.stack(column)
+
+    def pick(self, group: Group) -> Stacked:
+        """The rows of a group; single arrays as they are."""
+        whole = group.count == self.size
+        return {n: a if whole or n in self.common else a[group.rows] for n, a in self.arrays.items()}
+
+    def spread(self, group: Group) -> Stacked:
+        """As :meth:`pick`, with single arrays expanded to the group's size."""
+        count = group.count
+        return {n: a.expand(count, *a.shape) if n in self.common else a for n, a in self.pick(group).items()}
+
+    def axes(self) -> Axes:
+        """For ``vmap``."""
+        return {n: None if n in self.common else 0 for n in self.arrays}
+
+    def put(self, group: Group, values: Stacked) -> None:
+        """Writes rows back."""
+        for name, value in values.items():
+            if group.count == self.size:
+                self.arrays[name] = value
+                continue
+            if name in self.common:
+                self.arrays[name] = self.arrays[name].expand(self.size, *self.arrays[name].shape).clone()
+            target = self.arrays[name]
+            if value.data_ptr() != target.data_ptr():  # the first rows may have been updated where they are
+                target[group.rows] = value
+        self.common -= values.keys()
+
+    def stacked(self, count: int) -> Stacked:
+        """The first ``count`` rows of every array."""
+        return {n: a.expand(count, *a.shape) if n in self.common else a[:count] for n, a in self.arrays.items()}
 
 
 @dataclass(frozen=True)
-class Lane:
-    """One client's own inputs of a group; under ``vmap`` each attribute loses its client axis.
+class Cohort:
+    """What a stack of clients has trained.
 
     Attributes:
-        params, buffers: the model being trained.
-        own: private and frozen arrays that differ between clients.
-        state: by ``STRATEGY/name``.
-        pixels, labels, ids, source: the raw batch.
-        counts: (C,) training images a class.
-        seed: int64 scalar, the client's key.
+        clients: with their outcome, in the order in which they were given.
+        active: places in ``clients`` of those that took a step.
+        arrays: parameters and buffers of the active ones, (active, ...), in the order of ``active``.
     """
 
-    params: Arrays
-    buffers: Arrays
-    own: Arrays
-    state: Arrays
-    pixels: Tensor
-    labels: Tensor
-    ids: Tensor
-    source: Tensor
-    counts: Tensor
-    seed: Tensor
+    clients: list[tuple[Client, Trained]]
+    active: list[int]
+    arrays: Stacked
 
 
-@dataclass
-class Plan:
-    """What one client will do in this round."""
+def train_cohort(clients: Sequence[Client], limit: int | None = None) -> Cohort:
+    """A round of local training of several clients of one node, each with images.
 
-    client: Client
-    batches: list[Tensor]
-    dropped: int
-    sources: list[Any]
-
-
-def train_cohort(clients: Sequence[Client]) -> Iterator[Trained]:
-    """A round of local training of several clients of one node, each with images; results in their order.
+    Args:
+        limit: most steps to take, to try a strategy out.
 
     Raises:
         RunFailed: a loss is not finite, or a strategy failed.
         Interrupted: the user asked to stop.
     """
-    plans = []
-    for client in clients:
-        batches, dropped = plan(len(client.ids), client.node.config, client.key)
-        plans.append(Plan(client, batches, dropped, extra_sources(client.node.stack, client)))
+    plans = [make_plan(client, limit) for client in clients]
     order = sorted(range(len(plans)), key=lambda i: -len(plans[i].batches))
-    trained = Cohort([plans[i] for i in order]).run()
-    back = dict(zip(order, trained, strict=True))
-    for place in range(len(plans)):
-        yield back[place]
+    training = Training([plans[i] for i in order])
+    training.run()
+    back = dict(zip(order, training.results(), strict=True))
+    for place, client in enumerate(clients):
+        losses = back[place].losses
+        if not all(math.isfinite(v) for v in losses.values()):
+            raise RunFailed(not_finite(client, losses))
+    active = [i for i in order if plans[i].batches]
+    arrays = training.params.stacked(len(active)) | training.buffers.stacked(len(active))
+    return Cohort([(c, back[i]) for i, c in enumerate(clients)], active, arrays)
 
 
-class Cohort:
-    """A stack of clients, the ones with most steps first."""
+class Training:
+    """The state of a stack during its steps; the clients with most steps come first."""
 
     def __init__(self, plans: list[Plan]) -> None:
         self.plans = plans
         self.first = plans[0].client
-        self.node = self.first.node
-        node = self.node
+        self.node = node = self.first.node
         clients = [p.client for p in plans]
-        trainable = set(node.trainable)
-        self.params = {n: stack([c.received[n] for c in clients]) for n in node.trainable}
-        self.buffers = {n: stack([c.received[n] for c in clients]) for n in node.buffers}
-        rest = [n for n in self.first.received if n not in trainable and n not in node.buffers]
-        self.own = {n: stack([c.received[n] for c in clients]) for n in rest}
-        self.private = {n: stack([c.received[n] for c in clients]) for n in node.private}
-        self.state = self.stacked_state(clients)
+        device = node.store.device
+        received = [c.received for c in clients]
+        trained = {*node.trainable, *node.buffers}
+        self.params = Bank(received, node.trainable)
+        self.buffers = Bank(received, node.buffers)
+        fixed = [n for n in self.first.received if n not in trained]
+        self.fixed = Bank(received, fixed)
+        self.private = Bank(received, [n for n in node.private if n not in fixed])
+        self.state, self.unlike = self.states(clients)
         self.counts = torch.stack([c.counts for c in clients])
-        keys = [counter.fold(*c.key) for c in clients]
-        self.seeds = torch.tensor(keys, dtype=torch.int64, device=node.store.device)
-        self.moments = self.spread(node.optimiser.init(self.params))
+        self.groups = schedule_groups(plans, device)
+        self.positions = torch.arange(len(self.groups), dtype=torch.int64).to(device)
+        keys = torch.tensor([counter.fold(*c.key) for c in clients], dtype=torch.int64).to(device)
+        self.seeds = counter.step_seed(keys, self.positions[:, None])
+        template = {n: a if n in self.params.common else a[0] for n, a in self.params.arrays.items()}
+        moments = node.optimiser.init(template)
+        # Every client that is still active has taken the same number of steps.
+        self.steps_taken = moments.pop("step")
+        self.moments = Bank([moments] * len(plans), list(moments))
+        self.edits = [s for s in node.stack if type(s).edit_gradients is not Strategy.edit_gradients]
+        self.afters = [s for s in node.stack if type(s).after_step is not Strategy.after_step]
         self.sums: Stacked = {}
 
     @staticmethod
-    def stacked_state(clients: Sequence[Client]) -> Stacked:
-        """The clients' states as ``STRATEGY/name``, where all have an array of one shape."""
-        found: Stacked = {}
-        for strategy, arrays in clients[0].state.items():
-            for name in arrays:
-                column = [c.state.get(strategy, {}).get(name) for c in clients]
-                present = [a for a in column if a is not None]
-                if len(present) == len(column) and len({a.shape for a in present}) == 1:
-                    found[f"{strategy}/{name}"] = torch.stack(present)
-        return found
+    def states(clients: Sequence[Client]) -> tuple[Bank, dict[str, set[str]]]:
+        """The clients' states as ``STRATEGY/name``, and by strategy the names that are not alike at all clients."""
+        flat = [{f"{s}/{n}": a for s, arrays in c.state.items() for n, a in arrays.items()} for c in clients]
+        shapes: dict[str, set[torch.Size | None]] = {n: set() for arrays in flat for n in arrays}
+        for name, found in shapes.items():
+            found |= {arrays[name].shape if name in arrays else None for arrays in flat}
+        unlike: dict[str, set[str]] = {}
+        for strategy, name in (n.split("/", 1) for n, found in shapes.items() if len(found) > 1):
+            unlike.setdefault(strategy, set()).add(name)
+        return Bank(flat, [n for n, found in shapes.items() if len(found) == 1]), unlike
 
-    def spread(self, moments: Arrays) -> Stacked:
-        """Optimiser state with one step count a client."""
-        size = len(self.plans)
-        return {n: m.expand(size).clone() if n == "step" else m for n, m in moments.items()}
-
-    def run(self) -> list[Trained]:
+    def run(self) -> None:
         """All steps of all clients."""
-        longest = len(self.plans[0].batches) if self.plans else 0
-        for index in range(longest):
+        for index, groups in enumerate(self.groups):
             if self.node.stop():
                 raise Interrupted("interrupted during local training")
-            active = sum(len(p.batches) > index for p in self.plans)
-            for rows, batches in self.groups(index, active):
-                self.step(index, rows, batches)
-        return [self.result(i) for i in range(len(self.plans))]
+            for group in groups:
+                self.step(index, group)
+            self.steps_taken = self.steps_taken + 1
 
-    def groups(self, index: int, active: int) -> list[tuple[list[int], list[Tensor]]]:
-        """The active clients by the sizes of their batch: (places in the stack, ids of each batch)."""
-        device = self.node.store.device
-        found: dict[tuple[int, ...], tuple[list[int], list[Tensor]]] = {}
-        for place in range(active):
-            p = self.plans[place]
-            parts = [p.client.ids[p.batches[index].to(device)], *(next(s) for _, s in p.sources)]
-            rows, batches = found.setdefault(tuple(len(part) for part in parts), ([], []))
-            rows.append(place)
-            batches.append(torch.cat(parts))
-        for sizes, (_, batches) in found.items():
-            source = torch.cat([torch.full((n,), i, dtype=torch.int64, device=device) for i, n in enumerate(sizes)])
-            batches.append(source)
-        return list(found.values())
-
-    def step(self, index: int, rows: list[int], batches: list[Tensor]) -> None:
+    def step(self, index: int, group: Group) -> None:
         """One optimiser step of one group."""
         node, store = self.node, self.node.store
-        source = batches.pop()
-        ids = torch.stack(batches)
-        whole = rows == list(range(len(self.plans)))
-        pick = Picker(rows, whole, store.device)
-        lanes = Lane(
-            pick.of(self.params), pick.of(self.buffers), pick.of(self.own | self.private), pick.of(self.state),
-            store.gather(ids), store.label_tensor[ids], ids, source.expand(len(rows), -1), pick(self.counts),
-            pick(self.seeds),
-        )  # fmt: skip
-        position = torch.tensor(index, dtype=torch.int64, device=store.device)
-        grads, (terms, buffers) = self.gradients(lanes, position)
+        lanes: dict[str, Any] = {
+            "params": self.params.pick(group), "buffers": self.buffers.spread(group), "fixed": self.fixed.pick(group),
+            "private": self.private.pick(group), "state": self.state.pick(group), "pixels": store.gather(group.ids),
+            "labels": store.label_tensor[group.ids], "ids": group.ids, "counts": self.counts[group.rows],
+            "seed": self.seeds[index][group.rows],
+        }  # fmt: skip
+        axes: dict[str, Any] = {
+            "params": self.params.axes(), "buffers": dict.fromkeys(self.buffers.arrays, 0), "fixed": self.fixed.axes(),
+            "private": self.private.axes(), "state": self.state.axes(), "pixels": 0, "labels": 0, "ids": 0,
+            "counts": 0, "seed": 0,
+        }  # fmt: skip
+        position, source = self.positions[index], group.source
+        grads, (terms, buffers) = vmap(self.gradients(position, source), (axes,), randomness="error")(lanes)
+        if node.config.optimiser.clip is not None:
+            grads = clip_by_norm(grads, node.config.optimiser.clip, batch_dims=1)
+        # Later hooks see the buffers that the forward pass has written, as one by one.
+        lanes["buffers"] = buffers
+        if self.edits:
+            grads = vmap(self.edited(position, source), (axes, 0), randomness="error")(lanes, grads)
         for name, value in terms.items():
-            self.sums.setdefault(name, torch.zeros(len(self.plans), dtype=value.dtype, device=value.device))
-            self.sums[name][rows] += value
-        params, moments = node.optimiser.update(lanes.params, grads, pick.of(self.moments), self.rate(index, rows))
-        if any(type(s).after_step is not Strategy.after_step for s in node.stack):
-            params = self.after_step(lanes, position, params)
-        pick.put(self.params, params)
-        pick.put(self.moments, moments)
-        pick.put(self.buffers, buffers)
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(len(self.plans), dtype=value.dtype, device=value.device)
+            self.sums[name][group.rows] += value
+        moments = {"step": self.steps_taken, **self.moments.spread(group)}
+        # A strategy's after_step may return arrays of others; after it nothing is known to be the stack's own.
+        owned = not (self.params.common or self.moments.common or self.afters)
+        rate = self.rate(index, group)
+        params, moments = node.optimiser.update(self.params.spread(group), grads, moments, rate, owned)
+        if self.afters:
+            params = vmap(self.afterwards(position, source), (axes, 0), randomness="error")(lanes, params)
+        del moments["step"]
+        self.params.put(group, params)
+        self.moments.put(group, moments)
+        self.buffers.put(group, buffers)
 
-    def rate(self, index: int, rows: list[int]) -> float | Tensor:
+    def rate(self, index: int, group: Group) -> float | Tensor:
         """The learning rate of a step: a number, or (rows,) where a schedule over steps differs between clients."""
         node, header = self.node, self.first.header
-        totals = [node.schedule_total(len(self.plans[row].batches), header) for row in rows]
+        lengths = [len(p.batches) for p in self.plans]
+        if node.config.optimiser.per != "step":
+            lengths = lengths[:1]
         rates = [
-            schedule(node.config.optimiser, step=index, round=header.round, task=header.task, total=total)
-            for total in totals
-        ]
-        return rates[0] if len(set(rates)) == 1 else torch.tensor(rates, dtype=torch.float64)
+            schedule(
+                node.config.optimiser, step=index, round=header.round, task=header.task,
+                total=node.schedule_total(length, header),
+            )
+            for length in lengths
+        ]  # fmt: skip
+        if len(set(rates)) == 1:
+            return rates[0]
+        return torch.tensor(rates, dtype=torch.float64).to(self.node.store.device)[group.rows]
 
-    def gradients(self, lanes: Lane, position: Tensor) -> tuple[Stacked, tuple[Stacked, Stacked]]:
-        """Edited gradients, loss terms and new buffers of each client of a group."""
+    def gradients(self, position: Tensor, source: Tensor) -> Callable[..., Any]:
+        """A function of one lane: gradients, (loss terms, new buffers)."""
         node = self.node
 
         def loss(params: Arrays, lane: dict[str, Any]) -> tuple[Tensor, tuple[Arrays, Arrays]]:
             buffers = {n: b.clone() for n, b in lane["buffers"].items()}
-            step, client = self.rebuilt(lane, params, buffers, position)
+            step, client = self.rebuilt(lane, params, buffers, position, source)
             with node.autocast():
                 terms = total_loss(node.stack, step, client)
             wide = [t.float() if t.dtype == torch.bfloat16 else t for t in terms.values()]
             return torch.stack(wide).sum(), ({n: t.detach() for n, t in terms.items()}, buffers)
 
-        def one(lane: dict[str, Any]) -> tuple[Arrays, tuple[Arrays, Arrays]]:
-            grads, aux = grad(loss, has_aux=True)(lane["params"], lane)
-            if node.config.optimiser.clip is not None:
-                grads = clip_by_norm(grads, node.config.optimiser.clip)
-            for strategy in node.stack:
-                if type(strategy).edit_gradients is not Strategy.edit_gradients:
-                    step, client = self.rebuilt(lane, lane["params"], lane["buffers"], position)
-                    with blame(strategy, "edit_gradients"):
-                        grads = strategy.edit_gradients(narrowed(step, strategy, client.down, client.state), grads)
-            return grads, aux
+        def one(lane: dict[str, Any]) -> Any:
+            return grad(loss, has_aux=True)(lane["params"], lane)
 
-        out: tuple[Stacked, tuple[Stacked, Stacked]] = vmap(one, randomness="error")(vars(lanes))
-        return out
+        return one
 
-    def after_step(self, lanes: Lane, position: Tensor, params: Stacked) -> Stacked:
-        """The strategies' last word on the new parameters."""
+    def edited(self, position: Tensor, source: Tensor) -> Callable[..., Any]:
+        """A function of one lane and its clipped gradients: the gradients as the strategies edit them."""
+
+        def one(lane: dict[str, Any], grads: Arrays) -> Arrays:
+            step, client = self.rebuilt(lane, lane["params"], lane["buffers"], position, source)
+            for strategy in self.edits:
+                with blame(strategy, "edit_gradients"):
+                    grads = strategy.edit_gradients(narrowed(step, strategy, client.down, client.state), grads)
+            return grads
+
+        return one
+
+    def afterwards(self, position: Tensor, source: Tensor) -> Callable[..., Any]:
+        """A function of one lane and its new parameters: the strategies' last word on them."""
 
         def one(lane: dict[str, Any], new: Arrays) -> Arrays:
-            step, client = self.rebuilt(lane, lane["params"], lane["buffers"], position)
-            for strategy in self.node.stack:
-                if type(strategy).after_step is not Strategy.after_step:
-                    with blame(strategy, "after_step"):
-                        new = strategy.after_step(narrowed(step, strategy, client.down, client.state), new)
+            step, client = self.rebuilt(lane, lane["params"], lane["buffers"], position, source)
+            for strategy in self.afters:
+                with blame(strategy, "after_step"):
+                    new = strategy.after_step(narrowed(step, strategy, client.down, client.state), new)
             return new
 
-        out: Stacked = vmap(one, randomness="error")(vars(lanes), params)
-        return out
+        return one
 
-    def rebuilt(self, lane: dict[str, Any], params: Arrays, buffers: Arrays, position: Tensor) -> tuple[Step, Client]:
+    def rebuilt(
+        self, lane: dict[str, Any], params: Arrays, buffers: Arrays, position: Tensor, source: Tensor
+    ) -> tuple[Step, Client]:
         """The step of one lane as strategies see it, and the client it belongs to."""
         node, first = self.node, self.first
-        batch = Batch(lane["pixels"], lane["labels"], lane["ids"], lane["source"])
+        batch = Batch(lane["pixels"], lane["labels"], lane["ids"], source)
         for strategy in node.stack:
             with blame(strategy, "prepare"):
                 batch = strategy.prepare(batch)
-        seed = counter.step_seed(lane["seed"], position)
-        received = {n: lane["own"].get(n, a) for n, a in first.received.items()}
+        own = lane["fixed"] | lane["private"]
+        received = {n: own.get(n, a) for n, a in first.received.items()}
         previous = first.models.named["stage:previous"]
-        named: Mapping[str, Arrays] = {
-            "received": received,
-            "stage:previous": {n: lane["own"].get(n, a) for n, a in previous.items()},
-        }
-        models = NamedModels(node, named)
-        states: dict[str, SameShapes] = {s.name: SameShapes() for s in node.stack}
+        models = NamedModels(
+            node, {"received": received, "stage:previous": {n: own.get(n, a) for n, a in previous.items()}}
+        )
+        states = {s.name: SharedState(self.unlike.get(s.name, ())) for s in node.stack}
         for name, array in lane["state"].items():
             strategy_name, key = name.split("/", 1)
             states[strategy_name][key] = array
-        fixed = {n: lane["own"][n] for n in self.own}
+        seed = lane["seed"]
         step = Step(
-            node.images(batch.pixels, seed), batch.labels, batch, {**params, **fixed}, buffers, received, {}, {},
-            position, first.known, first.new, lane["counts"], seed, first.header.task, first.header.round, models,
+            node.images(batch.pixels, seed), batch.labels, batch, {**params, **lane["fixed"]}, buffers, received, {},
+            {}, position, first.known, first.new, lane["counts"], seed, first.header.task, first.header.round, models,
         )  # fmt: skip
         client = Client(
             first.id, first.header, first.ids, first.labels, received, first.down, states, models, first.known,
@@ -256,49 +300,16 @@ class Cohort:
         )  # fmt: skip
         return step, client
 
-    def result(self, place: int) -> Trained:
-        """One client's outcome."""
-        p = self.plans[place]
-        count = len(p.batches)
-        losses = {n: float(s[place]) / count for n, s in self.sums.items()} if count else {}
-        bad = [f"{n} = {v}" for n, v in losses.items() if not math.isfinite(v)]
-        if bad:
-            header = p.client.header
-            raise RunFailed(
-                f"task {header.task + 1}, round {header.round + 1}, client {p.client.id}: the loss is not finite "
-                f"({', '.join(bad)}); a lower optimiser.lr or optimiser.clip=1 may help"
-            )
-        arrays = {n: a[place] for n, a in (self.params | self.own | self.buffers).items()}
-        return Trained({n: arrays[n] for n in p.client.received}, count, len(p.client.ids), p.dropped, losses)
-
-
-@dataclass(frozen=True)
-class Picker:
-    """Rows of stacked arrays; the whole stack is passed on without a copy."""
-
-    rows: list[int]
-    whole: bool
-    device: torch.device
-
-    def __call__(self, array: Tensor) -> Tensor:
-        return array if self.whole else array[torch.tensor(self.rows, device=array.device)]
-
-    def of(self, arrays: Stacked) -> Stacked:
-        """The rows of each array."""
-        return {n: self(a) for n, a in arrays.items()}
-
-    def put(self, target: Stacked, values: Stacked) -> None:
-        """Writes the rows back."""
-        for name, value in values.items():
-            if self.whole:
-                target[name] = value
-            else:
-                target[name] = target[name].index_copy(0, torch.tensor(self.rows, device=target[name].device), value)
-
-
-def stack(arrays: Sequence[Tensor]) -> Tensor:
-    """Arrays with a new leading axis; one shared array is not copied."""
-    first = arrays[0]
-    if all(a is first for a in arrays):
-        return first.expand(len(arrays), *first.shape)
-    return torch.stack(list(arrays))
+    def results(self) -> list[Trained]:
+        """Each client's outcome, in the order of the stack."""
+        columns = {n: s.tolist() for n, s in self.sums.items()}
+        size = len(self.plans)
+        arrays = self.params.stacked(size) | self.fixed.stacked(size) | self.buffers.stacked(size)
+        rows = {n: arrays[n].unbind(0) for n in self.first.received}
+        out = []
+        for place, p in enumerate(self.plans):
+            count = len(p.batches)
+            losses = {n: column[place] / count for n, column in columns.items()} if count else {}
+            mine = {n: row[place] for n, row in rows.items()}
+            out.append(Trained(mine, count, len(p.client.ids), p.dropped, losses))
+        return out

@@ -304,7 +304,8 @@ class Server(Protocol):
 
         Args:
             function: a bound method ``f(ctx) -> (arrays, state)`` of the strategy.
-            clients: ``holders`` of training data of this task, ``all``, or partition ids.
+            clients: ``holders`` of training data of this task or ``all``, of those in reach of ``federation.exchange``
+                (everybody, but for a drawn population), or partition ids.
             down: arrays sent along, read as ``ctx.down``; charged once a call and client.
         """
         ...
@@ -345,6 +346,8 @@ class Strategy:
         centralised: a bound that pools data; its bytes are undefined.
         repeats: a bound whose tasks hold images of earlier tasks again.
         yields: exclusive slots that this strategy leaves to another one that claims them.
+        stackable: declares that clients may be trained as one stacked model. Without it a strategy is tried out, and
+            trained one by one where the two differ; with it a difference is an error.
     """
 
     name: ClassVar[str] = ""
@@ -360,6 +363,7 @@ class Strategy:
     centralised: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
     yields: ClassVar[tuple[str, ...]] = ()
+    stackable: ClassVar[bool] = False
 
     def __init__(self, options: Any = None) -> None:
         self.options = self.Options() if options is None else options

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from .errors import UsageError
 
 if TYPE_CHECKING:
     from .data.store import Dataset
+    from .population import Drawn, Pool
 
 Ids = npt.NDArray[np.int64]
 """Rows of a store, or labels."""
@@ -40,12 +42,25 @@ class DatasetLabels:
         test_labels: (M,) int64 original class ids of the test store.
         num_classes: how many classes the dataset declares.
         names: (num_classes,) class names.
+        domains: names of the domains; empty where the dataset has none.
+        columns: further per-sample integers as (train, test) arrays, ``domain`` among them where there are some.
     """
 
     train_labels: Ids
     test_labels: Ids
     num_classes: int
     names: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[Ids, Ids]] = field(default_factory=dict[str, "tuple[Ids, Ids]"])
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DatasetLabels:
+        """The labels of a dataset."""
+        columns = dict(dataset.columns)
+        if dataset.train_domains is not None and dataset.test_domains is not None:
+            columns["domain"] = (dataset.train_domains, dataset.test_domains)
+        train, test = dataset.train.labels, dataset.test.labels
+        return cls(train, test, dataset.num_classes, dataset.class_names, dataset.domain_names, columns)
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,17 @@ class Scenario(ABC):
         """
         return None
 
+    def images(self, dataset: Dataset, data: settings.Data, config: settings.Scenario, seed: int) -> Dataset:
+        """The dataset as this scenario shows it: turned images, changed training labels; by default as it is.
+
+        Called before :meth:`build`, with the images of the ``data`` section or those of :meth:`dataset`, and at
+        every node, which builds no stream: the answer must depend on the arguments alone.
+
+        Raises:
+            UsageError: a section does not fit the dataset.
+        """
+        return dataset
+
     @abstractmethod
     def build(self, data: DatasetLabels, config: settings.Scenario, validation: float, seed: int) -> Stream:
         """The stream of ``data``.
@@ -149,6 +175,14 @@ class Partition(ABC):
     remedy: ClassVar[str] = "lower partition.min_size or federation.clients"
     """What to change when no draw was large enough."""
 
+    once: ClassVar[bool] = False
+    """Whether the rows of all tasks are split in one draw, so that what belongs together stays with one client in
+    every task. ``partition.min_size`` then counts a client's images of all tasks."""
+
+    def column(self, config: settings.Partition) -> str:
+        """Column of the dataset whose values a rule with ``once`` sees as its labels; empty: the classes."""
+        return ""
+
     def check(self, labels: Ids, clients: int, config: settings.Partition) -> None:
         """Raises UsageError where the rule's own settings cannot be met; the default accepts all."""
         return None
@@ -157,7 +191,7 @@ class Partition(ABC):
     def draw(
         self, labels: Ids, clients: int, config: settings.Partition, attempt: int, *stream: object
     ) -> list[Ids] | None:
-        """One draw of the rule: rows of ``labels`` for each client, in any order.
+        """One draw of the rule: rows of ``labels`` for each client, in any order; rows may be left to nobody.
 
         A rule that knows its sizes before it deals rows may return None when the smallest is below
         ``config.min_size``. ``attempt`` counts the draws from 0 and belongs into the name of whatever is
@@ -174,8 +208,8 @@ class Partition(ABC):
             stream_parts: name of the random stream, for example ``seed, "partition", task``.
 
         Returns:
-            K arrays of indices into ``range(N)``: disjoint, together complete, each ascending. A client may
-            be empty.
+            K arrays of indices into ``range(N)``: disjoint, each ascending, together complete unless the rule
+            says that it leaves rows out. A client may be empty.
 
         Raises:
             UsageError: a setting is out of range, or ``min_size`` was not reached.
@@ -204,6 +238,26 @@ class Partition(ABC):
             f"federation.clients={clients} and {len(labels)} images; {self.remedy}",
         )
 
+    def check_client(self, pool: Pool, config: settings.Partition) -> None:
+        """Raises UsageError where :meth:`draw_client` cannot draw from a task; the default accepts all."""
+        return None
+
+    def client_size(self, pool: Pool, config: settings.Partition, *stream: object) -> int:
+        """How many rows the client that ``stream`` names holds, at most ``pool.size``; ``config.size`` by default."""
+        return config.size
+
+    def draw_client(self, pool: Pool, size: int, config: settings.Partition, *stream: object) -> Ids:
+        """What one client holds of a task, drawn without the other clients: ``partition.size`` needs it.
+
+        A rule that deals all rows out at once does not define it.
+
+        Args:
+            pool: the rows of the task.
+            size: how many different places of ``range(pool.size)`` to return, in any order.
+            stream: name of the client's own random stream.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Split:
@@ -211,29 +265,66 @@ class Split:
 
     Attributes:
         clients: number of clients K.
-        train: ``train[task][client]`` rows of the training store, ascending.
+        train: ``train[task][client]`` rows of the training store, ascending. Of a drawn population
+            (:mod:`fedcl.population`) a task's clients can be indexed, not iterated.
         test: ``test[task][client]`` rows of the personal test sets, ascending, or None without any.
         test_store: the store that the rows of ``test`` are of; None where ``test`` is None.
         num_classes: number of label positions C.
         train_labels: (N,) int64 label positions of the training store.
+        held_out: the clients that never train (``partition.held_out``), as a complete split of their own.
+        rule: of a drawn population, all that decides what its clients draw; empty for a complete split.
     """
 
     clients: int
-    train: tuple[tuple[Ids, ...], ...]
+    train: tuple[tuple[Ids, ...] | Drawn, ...]
     test: tuple[tuple[Ids, ...], ...] | None
     test_store: Store | None
     num_classes: int
     train_labels: Ids
+    rule: str = ""
+    held_out: Split | None = None
+
+    @property
+    def rows(self) -> tuple[tuple[Ids, ...], ...]:
+        """``train`` of a complete split.
+
+        Raises:
+            TypeError: the population is drawn; take some of its clients with :meth:`only`.
+        """
+        whole = tuple(task for task in self.train if isinstance(task, tuple))
+        if len(whole) < len(self.train):
+            raise TypeError(f"the {self.clients} clients of a drawn population are not enumerated")
+        return whole
 
     @property
     def empty(self) -> tuple[tuple[int, ...], ...]:
-        """For each task the clients that hold no training row in it."""
-        return tuple(tuple(client for client, ids in enumerate(task) if len(ids) == 0) for task in self.train)
+        """For each task of a complete split the clients that hold no training row in it."""
+        return tuple(tuple(client for client, ids in enumerate(task) if len(ids) == 0) for task in self.rows)
+
+    def size(self, task: int, client: int) -> int:
+        """Training rows of a client in a task; a drawn client's rows are not drawn for it."""
+        clients = self.train[task]
+        return len(clients[client]) if isinstance(clients, tuple) else clients.size(client)
+
+    def only(self, clients: Sequence[int]) -> Split:
+        """The split of some clients alone: client ``i`` of it is ``clients[i]``; complete, as it holds their rows."""
+
+        def held(tasks: tuple[tuple[Ids, ...] | Drawn, ...]) -> tuple[tuple[Ids, ...], ...]:
+            return tuple(tuple(task[client] for client in clients) for task in tasks)
+
+        test = None if self.test is None else held(self.test)
+        return replace(self, clients=len(clients), train=held(self.train), test=test, rule="", held_out=None)
+
+    def some(self, count: int) -> list[int]:
+        """Up to ``count`` clients, always the same ones, ascending: to look at a drawn population."""
+        from . import random as counter  # imports torch, which this module must not need at import time
+
+        return counter.sample(self.clients, min(count, self.clients), "some clients")
 
     def counts(self) -> Ids:
-        """(T, K, C) int64: training rows by task, client and label position."""
+        """(T, K, C) int64: training rows of a complete split by task, client and label position."""
         out = np.zeros((len(self.train), self.clients, self.num_classes), dtype=np.int64)
-        for task, clients in enumerate(self.train):
+        for task, clients in enumerate(self.rows):
             for client, ids in enumerate(clients):
                 out[task, client] = np.bincount(self.train_labels[ids], minlength=self.num_classes)
         return out
@@ -262,10 +353,49 @@ def parse_test_rule(rule: str) -> tuple[str, Fraction]:
     raise UsageError("partition.test", rule, "global, same_mix or holdout(p) with 0 < p < 1", names)
 
 
+def held_out_clients(config: settings.Partition, clients: int) -> int:
+    """How many of ``clients`` never train: ``partition.held_out``, a number or a share below 1, rounded up.
+
+    >>> held_out_clients(settings.Partition(held_out=0.25), 10)
+    3
+
+    Raises:
+        UsageError: nobody would be left to train.
+    """
+    asked = config.held_out
+    # the decimal text is taken exactly: 0.2 of 10 clients are 2, not ceil(2.0000000000000002)
+    count = math.ceil(Fraction(str(asked)) * clients) if asked < 1 else int(asked)
+    if count >= clients:
+        raise UsageError("partition.held_out", asked, f"must leave one of federation.clients={clients} to train")
+    return count
+
+
+def rows_by_owner(owner: Ids, clients: int) -> list[Ids]:
+    """For each client the places where ``owner`` names it, ascending; -1 is nobody.
+
+    >>> [rows.tolist() for rows in rows_by_owner(np.array([1, -1, 0, 1]), 2)]
+    [[2], [0, 3]]
+    """
+    order = np.argsort(owner, kind="stable").astype(np.int64)
+    ends = np.searchsorted(owner[order], np.arange(clients + 1)).tolist()
+    return [order[start:end] for start, end in pairwise(ends)]
+
+
 def partition_stream(
-    stream: Stream, partition: Partition, config: settings.Partition, clients: int, seed: int
+    stream: Stream,
+    partition: Partition,
+    config: settings.Partition,
+    clients: int,
+    seed: int,
+    columns: Mapping[str, Ids] | None = None,
 ) -> Split:
-    """Splits every task of a stream over the clients, each drawn anew by the same rule.
+    """Splits every task of a stream over the clients, each drawn anew by the same rule, or all at once where the rule
+    says so (:attr:`Partition.once`).
+
+    Args:
+        clients: number of clients K, with those that ``partition.held_out`` takes out: they are drawn at random, and
+            the others are numbered anew in their order.
+        columns: (N,) int64 columns of the training store beside the labels, such as ``domain``, by name.
 
     Personal test sets (``partition.test``):
 
@@ -281,11 +411,10 @@ def partition_stream(
         UsageError: a setting is out of range or cannot be reached.
     """
     kind, share = parse_test_rule(config.test)
+    newcomers = held_out_clients(config, clients)
     train: list[tuple[Ids, ...]] = []
     test: list[tuple[Ids, ...]] = []
-    for stage in stream.stages:
-        labels = stream.train_labels[stage.train_ids]
-        parts = partition.split(labels, clients, config, seed, "partition", stage.index)
+    for stage, parts in zip(stream.stages, _parts(stream, partition, config, clients, seed, columns or {}), strict=True):
         held = [stage.train_ids[part] for part in parts]
         if kind == "holdout":
             cut = [_hold_out(ids, share, seed, stage.index, k) for k, ids in enumerate(held)]
@@ -295,7 +424,7 @@ def partition_stream(
             test.append(tuple(_same_mix(stream, stage, held, seed)))
         train.append(tuple(held))
     stores: dict[str, Store | None] = {"global": None, "same_mix": "test", "holdout": "train"}
-    return Split(
+    whole = Split(
         clients=clients,
         train=tuple(train),
         test=None if kind == "global" else tuple(test),
@@ -303,6 +432,38 @@ def partition_stream(
         num_classes=stream.num_classes,
         train_labels=stream.train_labels,
     )
+    if not newcomers:
+        return whole
+    from . import random as counter  # imports torch, which this module must not need at import time
+
+    out = counter.sample(clients, newcomers, seed, "partition", "held out")
+    return replace(whole.only([k for k in range(clients) if k not in set(out)]), held_out=whole.only(out))
+
+
+def _parts(
+    stream: Stream,
+    partition: Partition,
+    config: settings.Partition,
+    clients: int,
+    seed: int,
+    columns: Mapping[str, Ids],
+) -> list[list[Ids]]:
+    """For each task and client the places of its rows in the task's ``train_ids``, ascending."""
+    if not partition.once:
+        return [
+            partition.split(stream.train_labels[stage.train_ids], clients, config, seed, "partition", stage.index)
+            for stage in stream.stages
+        ]
+    name = partition.column(config)
+    if name and name not in columns:
+        listed = ", ".join(columns) or "none"
+        raise UsageError("partition.column", name, f"must be a column of the dataset; it has {listed}", columns)
+    values = columns[name] if name else stream.train_labels
+    rows = np.unique(np.concatenate([stage.train_ids for stage in stream.stages]))
+    owner = np.full(len(values), -1, dtype=np.int64)
+    for client, part in enumerate(partition.split(values[rows], clients, config, seed, "partition")):
+        owner[rows[part]] = client
+    return [rows_by_owner(owner[stage.train_ids], clients) for stage in stream.stages]
 
 
 def _hold_out(ids: Ids, share: Fraction, seed: int, task: int, client: int) -> tuple[Ids, Ids]:

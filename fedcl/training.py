@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,10 +22,20 @@ from .optim import clip_by_norm
 from .rates import schedule
 from .strategy import Arrays, Batch, ClientContext, Source, Stack, Step, Strategy, narrowed
 
+Picked = npt.NDArray[np.int64]
+"""Indices into a client's images."""
+
 if TYPE_CHECKING:
     from .federation.call import Header
     from .federation.node import Node
     from .models.model import Output
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -34,6 +46,8 @@ def blame(strategy: Strategy, hook: str) -> Iterator[None]:
     except (FedclError, KeyboardInterrupt):
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
@@ -123,27 +137,27 @@ class Client:
         )  # fmt: skip
 
 
-def epoch_batches(count: int, size: int, minimum: int, drop_last: bool, *parts: object) -> list[Tensor]:
+def epoch_batches(count: int, size: int, minimum: int, drop_last: bool, *parts: object) -> list[Picked]:
     """The batches of one epoch over ``range(count)`` in a random order.
 
-    Returns index tensors (int64); the last may be smaller, is left out by ``drop_last`` and below ``minimum``.
+    Returns index arrays; the last may be smaller, is left out by ``drop_last`` and below ``minimum``.
 
     >>> [len(b) for b in epoch_batches(5, 2, 1, False, 0)], len(epoch_batches(5, 2, 1, True, 0))
     ([2, 2, 1], 2)
     """
-    order = torch.from_numpy(counter.permutation(count, *parts))
+    order = counter.permutation(count, *parts)
     floor = max(minimum, size if drop_last else 1)
-    return [b for b in torch.split(order, size) if len(b) >= floor]
+    return [order[at : at + size] for at in range(0, count, size) if min(size, count - at) >= floor]
 
 
-def plan(count: int, config: Any, key: tuple[object, ...]) -> tuple[list[Tensor], int]:
+def plan(count: int, config: Any, key: tuple[object, ...]) -> tuple[list[Picked], int]:
     """All batches of a round and how many images an epoch leaves out.
 
     Raises nothing for an empty client: the plan is empty.
     """
     federation = config.federation
 
-    def epoch(index: int) -> list[Tensor]:
+    def epoch(index: int) -> list[Picked]:
         return epoch_batches(
             count, federation.batch_size, federation.batch_min, federation.drop_last, *key, "order", index
         )
@@ -196,8 +210,21 @@ def total_loss(stack: Stack, step: Step, client: Client) -> dict[str, Tensor]:
     return terms
 
 
-def train_client(client: Client) -> Trained:
+def not_finite(client: Client, losses: Mapping[str, float]) -> str:
+    """What to say of a client whose loss is not finite."""
+    header = client.header
+    bad = [f"{n} = {v}" for n, v in losses.items() if not math.isfinite(v)]
+    return (
+        f"task {header.task + 1}, round {header.round + 1}, client {client.id}: the loss is not finite "
+        f"({', '.join(bad)}); a lower optimiser.lr or optimiser.clip=1 may help"
+    )
+
+
+def train_client(client: Client, limit: int | None = None) -> Trained:
     """A round of local training of one client.
+
+    Args:
+        limit: most steps to take, to try a strategy out.
 
     Raises:
         RunFailed: a loss is not finite, or a strategy failed.
@@ -206,6 +233,7 @@ def train_client(client: Client) -> Trained:
     node, header, config = client.node, client.header, client.node.config
     stack, store = node.stack, node.store
     batches, dropped = plan(len(client.ids), config, client.key)
+    batches = batches[:limit]
     params = {n: client.received[n].detach().requires_grad_() for n in node.trainable}
     fixed = {n: a for n, a in client.received.items() if n not in params and n not in node.buffers}
     buffers = {n: client.received[n].clone() for n in node.buffers}
@@ -213,6 +241,8 @@ def train_client(client: Client) -> Trained:
     moments = optimiser.init(params)
     sources = extra_sources(stack, client)
     client_seed = torch.tensor(counter.fold(*client.key), dtype=torch.int64, device=store.device)
+    # A strategy's after_step may return arrays of others; before the first step all are the server's.
+    after = any(type(s).after_step is not Strategy.after_step for s in stack)
     sums: dict[str, Tensor] = {}
     for index, picked in enumerate(batches):
         if node.stop():
@@ -243,7 +273,8 @@ def train_client(client: Client) -> Trained:
             total=node.schedule_total(len(batches), header),
         )  # fmt: skip
         with torch.no_grad():
-            params, moments = optimiser.update({n: p.detach() for n, p in params.items()}, grads, moments, lr)
+            owned = index > 0 and not after
+            params, moments = optimiser.update({n: p.detach() for n, p in params.items()}, grads, moments, lr, owned)
             for strategy in stack:
                 if type(strategy).after_step is not Strategy.after_step:
                     with blame(strategy, "after_step"):
@@ -252,12 +283,8 @@ def train_client(client: Client) -> Trained:
         for name, term in terms.items():
             sums[name] = sums[name] + term.detach() if name in sums else term.detach()
     losses = {n: float(s) / len(batches) for n, s in sums.items()}
-    bad = [f"{n} = {v}" for n, v in losses.items() if not math.isfinite(v)]
-    if bad:
-        raise RunFailed(
-            f"task {header.task + 1}, round {header.round + 1}, client {client.id}: the loss is not finite "
-            f"({', '.join(bad)}); a lower optimiser.lr or optimiser.clip=1 may help"
-        )
+    if not all(math.isfinite(v) for v in losses.values()):
+        raise RunFailed(not_finite(client, losses))
     arrays = {n: p.detach() for n, p in params.items()} | fixed | buffers
     return Trained({n: arrays[n] for n in client.received}, len(batches), len(client.ids), dropped, losses)
 
@@ -274,6 +301,8 @@ def extra_sources(stack: Stack, client: Client) -> list[tuple[Source, Iterator[T
     """The non-empty extra sources of all strategies with their endless batches."""
     found: list[tuple[Source, Iterator[Tensor]]] = []
     for strategy in stack:
+        if type(strategy).sources is Strategy.sources:
+            continue
         with blame(strategy, "sources"):
             for source in strategy.sources(client.context(strategy)):
                 if len(source.ids):
@@ -281,10 +310,10 @@ def extra_sources(stack: Stack, client: Client) -> list[tuple[Source, Iterator[T
     return found
 
 
-def gather(client: Client, picked: Tensor, extra: list[Tensor]) -> Batch:
+def gather(client: Client, picked: Picked, extra: list[Tensor]) -> Batch:
     """The stream's batch followed by one of each extra source."""
     store = client.node.store
-    parts = [client.ids[picked.to(client.ids.device)], *extra]
+    parts = [client.ids[torch.from_numpy(picked).to(client.ids.device)], *extra]
     ids = torch.cat(parts)
     source = torch.cat([torch.full_like(p, i) for i, p in enumerate(parts)])
     return Batch(store.gather(ids), store.label_tensor[ids], ids, source)

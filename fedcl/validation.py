@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "scenario.order": ("random", "natural", "seed1993", "given"),
+    "partition.tail": ("shuffled", "ordered"),
+    "scenario.shift": ("given", "permuted", "rotated"),
+    "scenario.tail": ("shuffled", "ordered"),
+    "scenario.noise": ("symmetric", "asymmetric"),
     "model.norm": catalog.NORMS,
     "model.projector": catalog.PROJECTORS,
     "model.head": catalog.HEADS,
@@ -38,13 +42,20 @@ _AT_LEAST: dict[str, int] = {
     "scenario.tasks": 1,
     "scenario.base": 1,
     "scenario.increment": 1,
+    "scenario.steps": 1,
+    "scenario.shots": 1,
+    "scenario.imbalance": 1,
     "partition.min_size": 0,
+    "partition.size": 0,
     "partition.shards": 1,
     "partition.classes": 1,
+    "partition.imbalance": 1,
+    "partition.held_out": 0,
     "model.width": 1,
     "model.depth": 1,
     "model.projector_dim": 1,
     "federation.clients": 1,
+    "federation.cohort": 0,
     "federation.rounds": 1,
     "federation.epochs": 1,
     "federation.steps": 1,
@@ -53,8 +64,12 @@ _AT_LEAST: dict[str, int] = {
     "optimiser.weight_decay": 0,
     "optimiser.warmup": 0,
     "engine.threads": 0,
+    "engine.nodes": 0,
+    "engine.client_cpus": 0,
+    "engine.client_gpus": 0,
     "evaluate.every": 0,
     "evaluate.batch_size": 1,
+    "evaluate.probe_samples": 0,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
 }
@@ -71,14 +86,36 @@ _POSITIVE = (
 
 _INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
     "data.validation": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
+    "scenario.disjoint": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
+    "scenario.blurred": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
+    "scenario.overlap": (lambda x: 0 <= x <= 0.5, "must be in [0, 0.5]"),
+    "scenario.noise_rate": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
     "federation.participation": (lambda x: 0 < x <= 1, "must be in (0, 1]"),
     "optimiser.momentum": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
     "optimiser.final": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
     "model.dropout": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
 }
 
+PROBES: dict[str, str] = {
+    "nearest_mean": "accuracy of the nearest class mean, unit features",
+    "knn": "accuracy of 20 nearest neighbours by cosine",
+    "linear": "accuracy of a linear layer trained on frozen features",
+    "retrieval": "Recall@1, Recall@5 and mAP@R among test images",
+    "compatibility": "new queries in old galleries: matrix row, AC, AM, BC, FC",
+    "cka": "linear CKA of each old task's images with the model that learned them",
+    "drift": "distance and cosine of old images' features since they were learned",
+    "prototypes": "error of class means that were stored when the class was learned",
+    "hypersphere": "alignment, uniformity, tolerance",
+    "collapse": "neural collapse NC1 to NC4, CDNV",
+    "spectrum": "effective rank, participation ratio, stable rank, share of the first directions",
+    "dormant": "share of feature units that are silent or nearly so",
+    "calibration": "expected calibration error of the head",
+}
+"""What may stand in ``evaluate.probes``."""
+
+EXCHANGES = ("auto", "all", "trained")
 _NAMES = ("data.name", "scenario.name", "partition.name", "model.name", "output.dir")
-_NO_TWICE = ("strategy", "data.domains", "scenario.classes")
+_NO_TWICE = ("strategy", "data.domains", "scenario.classes", "scenario.of", "scenario.datasets", "evaluate.probes")
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -111,6 +148,9 @@ def validate(config: Config) -> None:
     for key in _NO_TWICE:
         if len(set(flat[key])) < len(flat[key]):
             raise UsageError(key, flat[key], "names an entry twice")
+    for probe in config.evaluate.probes:
+        if probe not in PROBES:
+            raise UsageError("evaluate.probes", probe, f"must be among {', '.join(PROBES)}", PROBES)
     check_name(config.name)
     parse_test_rule(config.partition.test)
     if config.seed > _LARGEST_SEED:
@@ -118,6 +158,7 @@ def validate(config: Config) -> None:
     if not config.strategy:
         raise UsageError("strategy", config.strategy, "must name at least one strategy")
     _check_scenario(config)
+    _check_partition(config)
     _check_federation(config)
     _check_optimiser(config)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.engine.device):
@@ -137,8 +178,33 @@ def _check_scenario(config: Config) -> None:
         raise UsageError("scenario.arguments", scenario.arguments, "is only read with scenario.benchmark")
 
 
+def _check_partition(config: Config) -> None:
+    partition = config.partition
+    if partition.held_out > 1 and partition.held_out != int(partition.held_out):
+        raise UsageError("partition.held_out", partition.held_out, "must be a whole number of clients or a share below 1")
+    if not partition.size:
+        return
+    if partition.test != "global":
+        allowed = "must be global with partition.size: clients that draw their images have no test set of their own"
+        raise UsageError("partition.test", partition.test, allowed, ("global",))
+    if partition.balance:
+        raise UsageError("partition.balance", True, "must be false with partition.size: all clients hold equally many")
+    if partition.min_size > partition.size:
+        raise UsageError("partition.min_size", partition.min_size, f"must not be above partition.size={partition.size}")
+
+
 def _check_federation(config: Config) -> None:
     federation = config.federation
+    if federation.cohort and federation.participation != 1:
+        both = (federation.cohort, federation.participation)
+        raise UsageError("federation.cohort, federation.participation", both, "at most one of them must be set")
+    if federation.cohort > federation.clients:
+        allowed = f"must not be above federation.clients={federation.clients}"
+        raise UsageError("federation.cohort", federation.cohort, allowed)
+    exchange = federation.exchange
+    if exchange not in EXCHANGES if isinstance(exchange, str) else not 1 <= exchange <= federation.clients:
+        allowed = f"must be one of {', '.join(EXCHANGES)}, or a number from 1 to federation.clients"
+        raise UsageError("federation.exchange", exchange, allowed, EXCHANGES)
     if (federation.epochs is None) == (federation.steps is None):
         given = (federation.epochs, federation.steps)
         raise UsageError("federation.epochs, federation.steps", given, "exactly one of them must be set")

@@ -16,6 +16,8 @@ from fedcl.cards import Card
 from fedcl.errors import UsageError
 from fedcl.stream import DatasetLabels, Ids, Scenario, Stage, Stream
 
+from ._rows import refuse_unread
+
 if TYPE_CHECKING:
     from fedcl.data.store import Dataset
 
@@ -203,12 +205,11 @@ def _find(name: str | None) -> Callable[..., Any]:
 
 
 def _refuse_unread(config: settings.Scenario) -> None:
-    """Refuses settings that the benchmark decides by itself; ``tasks`` has a default and cannot be told from one."""
-    plain = settings.Scenario()
-    for key in ("base", "increment", "order"):
-        if getattr(config, key) != getattr(plain, key):
-            allowed = "is not read with scenario.name=benchmark: give the benchmark's own scenario.arguments"
-            raise UsageError(f"scenario.{key}", getattr(config, key), allowed)
+    """Refuses settings that the benchmark decides by itself."""
+    refuse_unread(config, "benchmark", ("benchmark",))
+    if config.order != settings.Scenario().order:
+        allowed = "is not read with scenario.name=benchmark: give the benchmark's own scenario.arguments"
+        raise UsageError("scenario.order", config.order, allowed)
 
 
 def _copy(name: str | None, stream: list[Any]) -> tuple[Image, Ids, Ids]:

@@ -12,6 +12,8 @@ from fedcl.cards import Card
 from fedcl.errors import UsageError
 from fedcl.stream import DatasetLabels, Ids, Scenario, Stage, Stream
 
+from ._rows import check_labels, refuse_unread
+
 ORDERS = ("random", "natural", "seed1993", "given")
 
 
@@ -39,11 +41,10 @@ class ClassIncremental(Scenario):
         """
         from fedcl.data.splits import validation_split
 
-        if config.benchmark is not None:
-            raise UsageError("scenario.benchmark", config.benchmark, "is only read with scenario.name=benchmark")
+        refuse_unread(config, self.name, ("base", "increment"))
         sizes = task_sizes(data.num_classes, config)
         order = class_order(data.num_classes, config, seed)
-        _check_labels(data)
+        check_labels(data)
         _, held_out = validation_split(data.train_labels, validation, seed)
         train, test = _avalanche_rows(data, order, sizes)
         is_held_out = np.zeros(len(data.train_labels), dtype=bool)
@@ -131,20 +132,6 @@ def class_order(classes: int, config: settings.Scenario, seed: int) -> tuple[int
         # the legacy generator is frozen by NumPy's policy: the field's published order depends on it
         return tuple(np.random.RandomState(1993).permutation(classes).tolist())
     return tuple(counter.permutation(classes, seed, "class_order").tolist())
-
-
-def _check_labels(data: DatasetLabels) -> None:
-    for store, labels in (("training", data.train_labels), ("test", data.test_labels)):
-        counts = np.bincount(labels, minlength=data.num_classes)
-        if len(counts) > data.num_classes:
-            raise UsageError("data.name", f"label {len(counts) - 1}", f"labels below {data.num_classes}")
-        if missing := np.flatnonzero(counts == 0).tolist():
-            names = [data.names[c] if data.names else str(c) for c in missing[:5]]
-            raise UsageError(
-                "data.name",
-                ", ".join(names) + (" ..." if len(missing) > 5 else ""),
-                f"every class needs a {store} image; {len(missing)} of {data.num_classes} have none",
-            )
 
 
 def _avalanche_rows(data: DatasetLabels, order: tuple[int, ...], sizes: list[int]) -> tuple[list[Ids], list[Ids]]:

@@ -53,6 +53,12 @@ def own_plugins() -> Iterator[None]:
     known._plugins, known._classes = before
 
 
+@pytest.fixture(autouse=True)
+def no_measured_engine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `fedcl tune` has measured on this machine does not decide a test."""
+    monkeypatch.setenv("FEDCL_CACHE", str(tmp_path_factory.getbasetemp() / "no-cache"))
+
+
 @pytest.fixture
 def tiny_config(tmp_path: Path) -> Callable[[Mapping[str, Any]], Config]:
     """``tiny_config({"strategy": ["fedprox"]})``: settings of a tiny run in a folder of its own."""

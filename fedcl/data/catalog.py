@@ -23,7 +23,7 @@ class Entry:
         aliases: other spellings of the name; each is also tried as ``ALIAS.npz``.
         summary: one line.
         source: where the images come from and the licence stated there.
-        kind: how its files are read: embedded | torchvision | omniglot | folder | tiny_imagenet.
+        kind: how it is read: embedded | random | torchvision | omniglot | folder | tiny_imagenet.
         bases: folders below the root in which ``files`` are looked for.
         files: all files or folders that must be there.
         reader: name of the torchvision class, empty where none reads it.
@@ -91,6 +91,15 @@ def _emnist(split: str, aliases: tuple[str, ...], summary: str) -> Entry:
         files=_idx("EMNIST", f"emnist-{split}-", test="test"),
         reader="EMNIST",
     )
+
+
+# Kinds of sets that need no files, and where their images come from.
+WITHOUT_FILES = {"embedded": "scikit-learn", "random": "drawn when a run starts"}
+
+
+def _noise(name: str, aliases: tuple[str, ...], images: str) -> Entry:
+    summary = f"random images for benchmarks of speed, {images}, 10 classes; data.limit a class (default 500)"
+    return Entry(name, aliases, summary, "drawn at random: nothing can be learned", "random", class_names=_DIGITS)
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -208,6 +217,8 @@ ENTRIES: tuple[Entry, ...] = (
         files=("art_painting", "cartoon", "photo", "sketch"),
         get="put the pictures there as DOMAIN/CLASS/* (torchvision cannot download it)",
     ),
+    _noise("random_grey", (), "28x28 grey"),
+    _noise("random_colour", ("random_color",), "32x32 colour"),
 )
 
 
@@ -278,7 +289,7 @@ def missing(entry: Entry, root: Path) -> str:
 
 def looked(entry: Entry, root: Path) -> tuple[str, ...]:
     """Every place that the dataset is looked for in, in that order."""
-    if entry.kind == "embedded":
+    if entry.kind in WITHOUT_FILES:
         return ()
     first = entry.files[0] if entry.files else ""
     return (
@@ -299,7 +310,7 @@ def available(root: str | None = None) -> list[DatasetInfo]:
         place = npz_of(entry, folder) or base_of(entry, folder)
         if place == folder:
             place = folder / Path(entry.files[0]).parts[0]
-        where = "scikit-learn" if entry.kind == "embedded" else None if place is None else str(place)
+        where = WITHOUT_FILES.get(entry.kind) or (None if place is None else str(place))
         infos.append(
             DatasetInfo(entry.name, entry.aliases, entry.summary, where is not None, where, looked(entry, folder))
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedcl import random
 from fedcl.config import Data
-from fedcl.data import catalog, folders, readers
+from fedcl.data import catalog, folders, noise, readers
 from fedcl.data.catalog import Entry
 from fedcl.data.readers import Part, Raw
 from fedcl.data.splits import at_most, stratified
@@ -89,6 +89,9 @@ def _read(config: Data) -> tuple[Raw, str, str]:
     if entry is not None and entry.kind == "embedded":
         _no_map(config)
         return readers.digits(), entry.name, entry.source
+    if entry is not None and entry.kind == "random":
+        _no_map(config)
+        return noise.images(entry.name, config.size, config.limit), entry.name, entry.source
     path = Path(config.name).expanduser()
     if path.suffix == ".npz" and path.is_absolute():
         root = path.parent

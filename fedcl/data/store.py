@@ -128,17 +128,18 @@ class TensorStore:
             IndexError: an id outside ``range(len(self))`` (on a GPU, torch's device assertion).
         """
         if self._images is not None:
-            return self._images[ids]
+            # Whole rows at once; indexing with a tensor copies number by number.
+            return self._images.index_select(0, ids.reshape(-1)).reshape(*ids.shape, *self.shape)
         rows = np.ascontiguousarray(self._host[ids.cpu().numpy()])
         return torch.from_numpy(rows).to(self.device)
 
     def pixels(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 images as numbers in [0, 1]: what augmentation works on. Any shape."""
-        return images.to(dtype) / 255.0
+        return images.to(dtype).div_(255.0)
 
     def standardise(self, pixels: Tensor) -> Tensor:
         """Pixels (..., C, H, W) in [0, 1], less the mean, over the deviation of each channel; same dtype."""
-        return (pixels - self.mean.to(pixels.dtype)) / self.std.to(pixels.dtype)
+        return (pixels - self.mean.to(pixels.dtype)).div_(self.std.to(pixels.dtype))
 
     def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 images (..., C, H, W) as the model sees them; never computed below float32."""

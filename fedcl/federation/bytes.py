@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ..strategy import Arrays
@@ -33,6 +34,31 @@ class Group:
     arrays: Arrays
 
 
+@dataclass(frozen=True)
+class Holders:
+    """Who held a group at one moment, noted without copying: a round must not cost more the longer the run is.
+
+    Attributes:
+        scope: of the group.
+        clients: all holders within the scope in the order they came; later ones are added to it.
+        count: how many of them there were.
+    """
+
+    scope: str
+    clients: Mapping[int, None]
+    count: int
+
+    def written(self) -> list[Any]:
+        """JSON form: the scope and the clients, ascending."""
+        return [self.scope, sorted(islice(self.clients, self.count))]
+
+
+def written(state: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON form of :meth:`ByteMeter.state`, for a checkpoint."""
+    held = {n: h.written() if isinstance(h, Holders) else h for n, h in state["held"].items()}
+    return {**state, "held": held}
+
+
 @dataclass
 class ByteMeter:
     """Counts both directions and remembers who holds what.
@@ -43,7 +69,7 @@ class ByteMeter:
 
     up: int = 0
     down: int = 0
-    _held: dict[str, tuple[str, set[int]]] = field(default_factory=dict)
+    _held: dict[str, tuple[str, dict[int, None]]] = field(default_factory=dict)
 
     def charge_down(self, groups: Sequence[Group], clients: Iterable[int]) -> int:
         """Charges a message of ``groups`` to each client; returns the bytes of this call."""
@@ -51,9 +77,9 @@ class ByteMeter:
         before = self.down
         counted: dict[int, set[int]] = {}
         for group in groups:
-            scope, holders = self._held.get(group.name, ("", set()))
+            scope, holders = self._held.get(group.name, ("", {}))
             if scope != group.scope:
-                holders = set()
+                holders = {}
             fresh = [c for c in clients if c not in holders]
             if fresh:
                 owners = [counted.setdefault(id(a), set()) for a in group.arrays.values()]
@@ -61,7 +87,8 @@ class ByteMeter:
                     size = array.numel() * array.element_size()
                     self.down += size * sum(c not in seen for c in fresh) if seen else size * len(fresh)
                     seen.update(fresh)
-            self._held[group.name] = (group.scope, holders | set(fresh))
+            holders.update(dict.fromkeys(fresh))
+            self._held[group.name] = (group.scope, holders)
         return self.down - before
 
     def charge_up(self, size: int) -> None:
@@ -69,12 +96,12 @@ class ByteMeter:
         self.up += size
 
     def state(self) -> dict[str, Any]:
-        """JSON form for a checkpoint."""
-        held = {name: [scope, sorted(clients)] for name, (scope, clients) in self._held.items()}
+        """What was counted so far, as it is now; :func:`written` makes it JSON."""
+        held = {name: Holders(scope, clients, len(clients)) for name, (scope, clients) in self._held.items()}
         return {"up": self.up, "down": self.down, "held": held}
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> ByteMeter:
-        """The inverse of :meth:`state`."""
-        held = {name: (scope, set(clients)) for name, (scope, clients) in state["held"].items()}
+        """The inverse of :meth:`state`, from it or from its JSON form."""
+        held = {name: (scope, dict.fromkeys(clients)) for name, (scope, clients) in written(state)["held"].items()}
         return cls(state["up"], state["down"], held)

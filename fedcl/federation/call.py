@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class Header:
         sequence: number of this exchange in the run; client states are stored under it.
         width: classes the head can score.
         known, new: class positions.
+        path: ``stacked`` or ``sequential`` local training.
+        chunk: clients in a stack; 0: all of a node.
     """
 
     function: str
@@ -39,6 +41,8 @@ class Header:
     width: int
     known: list[int]
     new: list[int]
+    path: str = "sequential"
+    chunk: int = 0
 
     def to_json(self) -> str:
         """The wire form."""
@@ -59,6 +63,7 @@ class Call:
         previous: the global model of the previous task's end, or empty.
         down: each strategy's broadcast arrays.
         ids: each client's training rows of this task, (n,) int64.
+        own: rows of each client's own test images of this task, where its model is to be tested after training.
     """
 
     header: Header
@@ -66,16 +71,22 @@ class Call:
     previous: Arrays
     down: Mapping[str, Arrays]
     ids: Mapping[int, Tensor]
+    own: Mapping[int, Tensor] = field(default_factory=dict)
 
     def arrays(self) -> Arrays:
         """Everything as one flat mapping for the message."""
         flat = {f"model/{n}": a for n, a in self.model.items()}
         flat |= {f"previous/{n}": a for n, a in self.previous.items()}
         flat |= {f"down/{s}/{n}": a for s, arrays in self.down.items() for n, a in arrays.items()}
-        rows = [self.ids[c] for c in self.header.clients]
-        flat["_sizes"] = torch.tensor([len(r) for r in rows], dtype=torch.int64)
-        flat["_ids"] = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
+        flat |= self._rows("ids", self.ids)
+        if self.own:
+            flat |= self._rows("own", self.own)
         return flat
+
+    def _rows(self, name: str, rows: Mapping[int, Tensor]) -> Arrays:
+        mine = [rows[c] for c in self.header.clients]
+        sizes = torch.tensor([len(r) for r in mine], dtype=torch.int64)
+        return {f"_{name}_sizes": sizes, f"_{name}": torch.cat(mine) if mine else torch.zeros(0, dtype=torch.int64)}
 
     @classmethod
     def of(cls, header: Header, flat: Arrays) -> Call:
@@ -85,13 +96,20 @@ class Call:
             if name.startswith("down/"):
                 strategy, key = name.removeprefix("down/").split("/", 1)
                 down.setdefault(strategy, {})[key] = array
-        rows = torch.split(flat["_ids"], flat["_sizes"].tolist())
+
+        def rows(name: str) -> dict[int, Tensor]:
+            if f"_{name}" not in flat:
+                return {}
+            parts = torch.split(flat[f"_{name}"], flat[f"_{name}_sizes"].tolist())
+            return dict(zip(header.clients, parts, strict=True))
+
         return cls(
             header,
             below(flat, "model/"),
             below(flat, "previous/"),
             down,
-            dict(zip(header.clients, rows, strict=True)),
+            rows("ids"),
+            rows("own"),
         )
 
     def restricted(self, clients: list[int]) -> Call:

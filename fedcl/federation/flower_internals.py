@@ -33,10 +33,11 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
+from flwr.app.error import Error
 from flwr.app.exception import AppExitException as FlowerFailure
 from flwr.app.message import make_message as _message_of
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, SType
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.logger import FLOWER_LOGGER, ConsoleHandler
 from flwr.supercore.run import Run
@@ -60,9 +61,12 @@ __all__ = [
     "ServerApp",
     "TensorArray",
     "WideTensorArray",
+    "failure_text",
     "make_context",
+    "make_error",
     "make_message",
     "make_reply",
+    "number_message",
     "pack",
     "pack_wide",
     "reply",
@@ -233,7 +237,7 @@ def _identify() -> None:
         TaskIdentity.task_id = 0
 
 
-def _number(message: Message) -> str:
+def number_message(message: Message) -> str:
     """Sets a message id that is unique in this process, as a SuperLink does for its messages."""
     message_id = f"local-{next(_message_numbers)}"
     message.metadata.__dict__["_message_id"] = message_id
@@ -287,8 +291,26 @@ def make_reply(content: RecordDict, node_id: int) -> Message:
         message_type="train",
     )
     message = _message_of(metadata=metadata, content=content)
-    _number(message)
+    number_message(message)
     return message
+
+
+def make_error(code: int, reason: str, to: Message) -> Message:
+    """The answer of a grid to a message that its node could not answer."""
+    _identify()
+    message = Message(Error(code=code, reason=reason), reply_to=to)
+    number_message(message)
+    return message
+
+
+def failure_text(message: Message) -> str:
+    """What an error reply says happened to its node, in a few words."""
+    code, reason = message.error.code, " ".join(str(message.error.reason).split())
+    if code == ErrorCode.NODE_UNAVAILABLE:
+        return "is gone: it gave no sign of life for too long, and is lost"
+    if code == ErrorCode.CLIENT_APP_CRASHED:
+        return f"is gone: its process died ({reason}), and is lost"
+    return f"failed ({reason})"
 
 
 def _own(message: Message) -> Message:
@@ -321,6 +343,8 @@ class LocalGrid(Grid):  # type: ignore[misc]  # flwr is not followed by the type
     Raises:
         ValueError: ``nodes`` is below 1.
     """
+
+    pause = 0.0  # seconds between two pulls: replies are there when the push returns
 
     def __init__(
         self,
@@ -399,13 +423,13 @@ class LocalGrid(Grid):  # type: ignore[misc]  # flwr is not followed by the type
         node = message.metadata.dst_node_id
         if node not in self.contexts:
             raise RunFailed(f"no node {node} to send to; the nodes are {list(self.contexts)}")
-        message_id = _number(message)
+        message_id = number_message(message)
         answer = self._app(_own(message), self.contexts[node])
         if not isinstance(answer, Message):
             raise RunFailed(f"the ClientApp answered {message.metadata.message_type!r} with {answer!r}, not a Message")
         if answer.metadata.reply_to_message_id != message_id:
             raise RunFailed(f"the ClientApp answered {message.metadata.message_type!r} with a reply to another message")
-        _number(answer)
+        number_message(answer)
         return _own(answer)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from ..data.augment import Augmentation, augment
 from ..errors import RunFailed
+from ..evaluation import head_correct
 from ..models.arrays import class_axes, frozen_names, grow_like
 from ..models.model import run
-from ..stacked import train_cohort
 from ..strategy import Arrays, Reduction, Stack, Strategy
-from ..training import Client, NamedModels, Trained, blame, train_client
+from ..training import Client, NamedModels, Trained, blame
+from .bytes import nbytes
 from .call import Call, Header, Reply, below, prefixed
-from .reduction import Reducer
+from .chunks import train_chunks
+from .reduction import SUMS, Reducer
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -36,16 +38,18 @@ class Node:
     """All that the clients of one node need; rebuilt from the settings wherever a node runs.
 
     Attributes:
+        store, test: training and test images, labelled by class position.
         clients: the clients' state of record.
         class_order: original class ids in the order of positions.
         initial: the model before the first task, from which private arrays start at every client.
-        probe: (task, client, trained model) -> (correct, total) of the client's own test images of the task, or None.
+        own_test: the images that clients' own test rows are of; None where clients have no test set of their own.
         stop: asked between steps; true once the user wants to stop.
     """
 
     config: Config
     model: FedModel
     store: TensorStore
+    test: TensorStore
     stack: Stack
     clients: ClientStore
     optimiser: PureOptimiser
@@ -57,7 +61,8 @@ class Node:
     buffers: tuple[str, ...]
     initial: Arrays
     stop: Callable[[], bool] = field(default=lambda: False)
-    probe: Callable[[int, int, Arrays], tuple[int, int] | None] = field(default=lambda task, client, arrays: None)
+    _masks: tuple[Any, tuple[Tensor, Tensor]] | None = field(default=None, init=False, repr=False)
+    own_test: TensorStore | None = None
 
     @cached_property
     def sharing(self) -> dict[str, str]:
@@ -140,14 +145,25 @@ class Node:
         ids = call.ids[client].to(device)
         labels = self.store.label_tensor[ids]
         previous = {**call.previous, **private} if call.previous else {}
-        mask = torch.zeros(header.width, dtype=torch.bool, device=device)
+        known, new = self.masks(header)
         return Client(
             client, header, ids, labels, received, call.down, state,
             NamedModels(self, {"received": received, "stage:previous": previous}),
-            mask.index_fill(0, torch.tensor(header.known, device=device), True),
-            mask.index_fill(0, torch.tensor(header.new, dtype=torch.int64, device=device), True),
+            known, new,
             torch.bincount(labels, minlength=header.width), self,
         )  # fmt: skip
+
+    def masks(self, header: Header) -> tuple[Tensor, Tensor]:
+        """(C,) bool masks of the known and the new classes; one pair for all clients of a call."""
+        key = (header.width, tuple(header.known), tuple(header.new))
+        if self._masks is None or self._masks[0] != key:
+            pair = []
+            for classes in key[1:]:
+                mask = torch.zeros(header.width, dtype=torch.bool)
+                mask[list(classes)] = True
+                pair.append(mask.to(self.store.device))
+            self._masks = key, (pair[0], pair[1])
+        return self._masks[1]
 
     def private_arrays(self, stored: Arrays, width: int) -> Arrays:
         """A client's private arrays, from its stored state or at their start, for ``width`` classes."""
@@ -195,48 +211,60 @@ class Node:
 
     def train(self, call: Call) -> Reply:
         """A round of local training of the cohort; clients without images answer with nothing."""
-        reducer = Reducer(self.train_rules())
+        rules = self.train_rules()
+        # A whole stack is summed at once, unless the server wants to see the single models.
+        fused = rules["model/"] in SUMS
+        reducer = Reducer(rules)
         uploaded, idle = 0, []
         own: dict[str, list[int]] = {}
         totals: dict[str, float] = {}
+        changes: list[dict[str, Any]] = []
         steps = samples = dropped = 0
         empty = [n for n in call.header.clients if not len(call.ids[n])]
-        for client, result in self.trained(call, [n for n in call.header.clients if len(call.ids[n])]):
-            dropped += result.dropped
-            if not result.steps:
-                idle.append(client.id)
-                continue
-            if call.header.round == call.header.rounds - 1:
-                found = self.probe(call.header.task, client.id, result.arrays)
-                own |= {} if found is None else {str(client.id): list(found)}
-            uploads, state = self.end_round(client, result)
-            self.save(client, state, result.arrays, call.header.sequence)
-            shared = {n: a for n, a in result.arrays.items() if self.sharing[n] == "shared" or n in self.averaged}
-            arrays = prefixed(shared, "model/") | uploads
-            weight = float(result.samples) if self.config.federation.weighting == "samples" else 1.0
-            reducer.add(arrays, weight)
-            uploaded += sum(a.numel() * a.element_size() for a in arrays.values())
-            steps, samples = steps + result.steps, samples + result.samples
-            for term, value in result.losses.items():
-                totals[term] = totals.get(term, 0.0) + value * result.samples
+        for cohort in train_chunks(self, call, [n for n in call.header.clients if len(call.ids[n])], changes):
+            stack = {f"model/{n}": a for n, a in cohort.arrays.items() if fused and self.leaves(n)}
+            for client, result in cohort.clients:
+                dropped += result.dropped
+                if not result.steps:
+                    idle.append(client.id)
+                    continue
+                own |= self.probe(call, client, result.arrays)
+                uploads, state = self.end_round(client, result)
+                self.save(client, state, result.arrays, call.header.sequence)
+                if not stack:
+                    shared = {n: a for n, a in result.arrays.items() if self.leaves(n)}
+                    uploads = prefixed(shared, "model/") | uploads
+                reducer.add(uploads, self.weight(result))
+                uploaded += nbytes(uploads)
+                steps, samples = steps + result.steps, samples + result.samples
+                for term, value in result.losses.items():
+                    totals[term] = totals.get(term, 0.0) + value * result.samples
+            if stack and cohort.active:
+                weights = [self.weight(cohort.clients[place][1]) for place in cohort.active]
+                reducer.add_stack(stack, weights)
+                uploaded += nbytes(stack)
         arrays, facts = reducer.partial()
         measured = {
             "bytes_up": uploaded, "steps": steps, "samples": samples, "dropped": dropped, "idle": idle,
-            "empty": empty, "losses": totals, "own": own,
+            "empty": empty, "losses": totals, "own": own, "engine": changes,
         }  # fmt: skip
         return Reply(arrays, facts, measured)
 
-    def trained(self, call: Call, numbers: list[int]) -> Iterator[tuple[Client, Trained]]:
-        """Clients and what they trained, in the order of ``numbers``: one by one, or stacked in chunks."""
-        if self.config.engine.path != "stacked":
-            for number in numbers:
-                client = self.client(call, number)
-                yield client, train_client(client)
-            return
-        size = self.config.engine.chunk or len(numbers)
-        for start in range(0, len(numbers), max(size, 1)):
-            clients = [self.client(call, number) for number in numbers[start : start + size]]
-            yield from zip(clients, train_cohort(clients), strict=True)
+    def leaves(self, name: str) -> bool:
+        """Whether an array of the model leaves a client."""
+        return self.sharing[name] == "shared" or name in self.averaged
+
+    def weight(self, result: Trained) -> float:
+        """What a client counts for in a weighted mean."""
+        return float(result.samples) if self.config.federation.weighting == "samples" else 1.0
+
+    def probe(self, call: Call, client: Client, arrays: Arrays) -> dict[str, list[int]]:
+        """[correct, total] of a trained model on the client's own test rows in the call, by client; {} without any."""
+        rows = call.own.get(client.id)
+        if self.own_test is None or rows is None or not len(rows):
+            return {}
+        found = head_correct(self, arrays, client.known, self.own_test, rows.cpu().numpy())
+        return {str(client.id): [found, len(rows)]}
 
     def train_rules(self) -> dict[str, Reduction]:
         """The reduction of everything a round uploads."""
@@ -252,6 +280,9 @@ class Node:
         uploads: Arrays = {}
         state: dict[str, Arrays] = {}
         for strategy in self.stack:
+            if type(strategy).end_round is Strategy.end_round:
+                state[strategy.name] = client.state[strategy.name]
+                continue
             with blame(strategy, "end_round"):
                 arrays, state[strategy.name] = strategy.end_round(client.context(strategy), result.arrays, result.steps)
             uploads |= prefixed(arrays, f"{strategy.name}/")

@@ -1,13 +1,14 @@
 """How arrays of several clients become one: named rules, streaming where the rule is a sum.
 
-A node reduces its own clients to a partial, the server merges the partials of all nodes. Sums accumulate in fixed
-client order in float64 (integers in int64), so a cohort of any size costs the memory of one model.
+A node reduces its own clients to a partial, the server merges the partials of all nodes; a cohort of any size costs the
+memory of a few models. Sums of floating numbers are kept as an unevaluated pair of float64 (high, low), so that their
+rounded value does not depend on how the clients are grouped over nodes; integers are summed in int64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,12 @@ from ..errors import RunFailed
 from ..strategy import Arrays, Reduction
 
 RULES: tuple[Reduction, ...] = ("sum", "mean", "weighted_mean", "max", "min", "stack")
-_STREAMED = ("sum", "mean", "weighted_mean")
+SUMS: tuple[Reduction, ...] = ("sum", "mean", "weighted_mean")
+_LOW = "~low"
+"""Ends the name of the low part of a sum in a partial."""
+
+_BLOCK = 1 << 16
+"""Numbers that are added at once on a CPU: what is in between stays in the cache."""
 
 
 @dataclass
@@ -28,6 +34,7 @@ class Entry:
     rule: Reduction
     dtype: torch.dtype
     value: Tensor | None = None
+    low: Tensor | None = None
     weight: float = 0.0
     parts: list[Tensor] = field(default_factory=list)
 
@@ -66,6 +73,27 @@ class Reducer:
                 entry = self._entries[name] = Entry(self._rule(name), array.dtype)
             self._fold(name, entry, array, weight if entry.rule == "weighted_mean" else 1.0)
 
+    def add_stack(self, arrays: Arrays, weights: Sequence[float]) -> None:
+        """Adds arrays (K, ...) of K clients at once, under rules that are sums; their weights are not recorded.
+
+        Whoever calls it also calls :meth:`add` for each client, with what is not stacked.
+        """
+        for name, array in arrays.items():
+            entry = self._entries.get(name)
+            if entry is None:
+                entry = self._entries[name] = Entry(self._rule(name), array.dtype)
+            if entry.rule not in SUMS:
+                raise RunFailed(f"array {name!r} has the reduction {entry.rule!r}, which is no sum")
+            if entry.value is not None and entry.value.shape != array.shape[1:]:
+                _same_shape(name, entry.value, array[0])
+            factors = weights if entry.rule == "weighted_mean" else [1.0] * len(weights)
+            if array.is_floating_point() or entry.rule != "sum":
+                _accumulate(entry, weighted_sum(array, factors))
+            else:
+                total = array.to(torch.int64).sum(0)
+                entry.value = total if entry.value is None else entry.value + total
+            entry.weight += sum(factors)
+
     @staticmethod
     def _fold(name: str, entry: Entry, array: Tensor, weight: float) -> None:
         if array.dtype != entry.dtype:
@@ -75,11 +103,12 @@ class Reducer:
             entry.parts.append(array)
             return
         _same_shape(name, entry.value, array)
-        if entry.rule in _STREAMED:
-            wide = torch.float64 if array.is_floating_point() or entry.rule != "sum" else torch.int64
-            if entry.value is None:
-                entry.value = torch.zeros(array.shape, dtype=wide, device=array.device)
-            entry.value.add_(array.to(wide), alpha=int(weight) if wide == torch.int64 else weight)
+        if entry.rule in SUMS:
+            if array.is_floating_point() or entry.rule != "sum":
+                _accumulate(entry, array, weight)
+            else:
+                whole = array.to(torch.int64)
+                entry.value = whole if entry.value is None else entry.value + whole
             entry.weight += weight
         else:
             pick = torch.maximum if entry.rule == "max" else torch.minimum
@@ -99,6 +128,8 @@ class Reducer:
                 arrays.update({f"{name}#{i}": part for i, part in enumerate(entry.parts)})
             elif entry.value is not None:
                 arrays[name] = entry.value
+                if entry.low is not None and bool(entry.low.any()):
+                    arrays[name + _LOW] = entry.low
         return arrays, {"entries": facts, "weights": self.weights}
 
     def merge(self, arrays: Arrays, facts: Mapping[str, Any]) -> None:
@@ -113,9 +144,14 @@ class Reducer:
             if entry.rule == "stack":
                 for i in range(fact["parts"]):
                     self._fold(name, entry, arrays[f"{name}#{i}"], 1.0)
-            elif entry.rule in _STREAMED:
+            elif entry.rule in SUMS:
                 _same_shape(name, entry.value, arrays[name])
-                entry.value = arrays[name] if entry.value is None else entry.value + arrays[name]
+                if arrays[name].is_floating_point():
+                    _accumulate(entry, arrays[name])
+                    if entry.low is not None and name + _LOW in arrays:
+                        entry.low += arrays[name + _LOW]
+                else:
+                    entry.value = arrays[name] if entry.value is None else entry.value + arrays[name]
                 entry.weight += fact["weight"]
             else:
                 self._fold(name, entry, arrays[name], 1.0)
@@ -133,6 +169,7 @@ class Reducer:
             value = entry.value
             if value is None:
                 continue
+            value = value if entry.low is None else value + entry.low
             if entry.rule in ("mean", "weighted_mean"):
                 if not entry.weight > 0 or not math.isfinite(entry.weight):
                     continue
@@ -148,6 +185,36 @@ class Reducer:
     def stacked(self, name: str) -> list[Tensor]:
         """The single clients' arrays of a name with the rule ``stack``, in client order."""
         return self._entries[name].parts
+
+
+def _accumulate(entry: Entry, array: Tensor, weight: float = 1.0) -> None:
+    """Adds ``weight * array`` to the pair (value, low) without losing a bit of the sum (Knuth's two-sum)."""
+    if entry.value is None or entry.low is None:
+        entry.value = torch.zeros(array.shape, dtype=torch.float64, device=array.device)
+        entry.low = torch.zeros_like(entry.value)
+    block = _BLOCK if array.device.type == "cpu" else max(array.numel(), 1)
+    parts = (torch.split(flat.reshape(-1), block) for flat in (entry.value, entry.low, array))
+    for high, low, part in zip(*parts, strict=True):
+        added = part.to(torch.float64) * weight
+        total = high + added
+        back = total - high
+        low += (high - (total - back)) + (added - back)
+        high.copy_(total)
+
+
+def weighted_sum(stacked: Tensor, weights: Sequence[float]) -> Tensor:
+    """The sum over the first axis of (K, ...), each row times its weight, in float64.
+
+    >>> weighted_sum(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), [1.0, 10.0])
+    tensor([31., 42.], dtype=torch.float64)
+    """
+    if stacked.device.type != "cpu":
+        factors = torch.tensor(list(weights), dtype=torch.float64).to(stacked.device)
+        return torch.einsum("k,k...->...", factors, stacked.to(torch.float64))
+    total = torch.zeros(stacked.shape[1:], dtype=torch.float64)
+    for row, weight in zip(stacked.unbind(0), weights, strict=True):
+        total.add_(row, alpha=weight)  # converted on the way, without a copy
+    return total
 
 
 def _same_shape(name: str, one: Tensor | None, other: Tensor) -> None:

@@ -19,9 +19,10 @@ from torch import Tensor
 from ..errors import Interrupted, RunFailed
 from ..strategy import Arrays, Broadcast, ClientContext, Strategy
 from ..training import blame
-from .bytes import ByteMeter, Group
+from .bytes import ByteMeter, Group, written
 from .call import Call, Header, Reply, below, prefixed
 from .cohort import cohort as draw_cohort
+from .cohort import reached
 from .reduction import Reducer
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class State:
         strategies: server state by strategy.
         previous: the global model at the end of the previous task.
         records: everything measured so far, JSON-able.
+        engine: ``path`` and ``chunk`` where the run had to depart from its settings.
     """
 
     task: int
@@ -56,6 +58,7 @@ class State:
     meter: dict[str, Any]
     records: dict[str, Any]
     wall_seconds: float
+    engine: dict[str, Any] = field(default_factory=dict)
 
     def arrays(self) -> Arrays:
         """All tensors as one flat mapping."""
@@ -69,7 +72,8 @@ class State:
         """Everything but tensors, JSON-able."""
         return {
             "task": self.task, "round": self.round, "sequence": self.sequence, "version": self.version,
-            "meter": self.meter, "records": self.records, "wall_seconds": self.wall_seconds, "same": self.same(),
+            "meter": written(self.meter), "records": self.records, "wall_seconds": self.wall_seconds,
+            "same": self.same(), "engine": self.engine,
         }  # fmt: skip
 
     def same(self) -> dict[str, str]:
@@ -127,7 +131,7 @@ class Federation:
     @property
     def clients(self) -> int:
         """Clients in the split (one for a centralised bound)."""
-        return len(self.split.train[0])
+        return self.split.clients
 
     def width(self, task: int) -> int:
         """Classes the head can score in a task."""
@@ -214,6 +218,7 @@ class Federation:
         )
         measured |= {"cohort": len(cohort), "bytes_up": self.meter.up - up_before}
         measured["bytes_down"] = self.meter.down - down_before
+        state = replace(state, engine=departed(state.engine, measured["engine"]))
         if reducer.weights:
             state = self.aggregate(state, reducer)
             result = reducer.result([n for n in reducer.names() if not n.startswith("model/")])
@@ -284,11 +289,12 @@ class Federation:
         header = Header(
             function, sorted(clients), task, state.round, federation.rounds, self.stream.num_tasks, sequence,
             self.width(task), list(self.stream.known(task)), list(self.stream.stages[task].classes),
+            state.engine.get("path", self.config.engine.path), state.engine.get("chunk", self.config.engine.chunk),
         )  # fmt: skip
         old = {n: a for n, a in state.previous.items() if self.node.sharing[n] != "private"} if previous else {}
         rows = {c: torch.from_numpy(np.asarray(self.split.train[task][c])) for c in header.clients}
         shared = {n: a for n, a in state.model.items() if self.node.sharing[n] != "private"}
-        call = Call(header, shared, old, {n: b.arrays for n, b in down.items()}, rows)
+        call = Call(header, shared, old, {n: b.arrays for n, b in down.items()}, rows, self.own_rows(header))
         groups = [Group("model", f"model:{state.version}", shared)]
         groups += [Group("previous", f"task:{task}", old)] if old else []
         for name, broadcast in down.items():
@@ -302,6 +308,14 @@ class Federation:
             self.meter.charge_up(reply.measured["bytes_up"])
             merge_measured(measured, reply.measured)
         return reducer, measured, replace(state, sequence=sequence)
+
+    def own_rows(self, header: Header) -> dict[int, Tensor]:
+        """Each client's own test rows of the task in its last round of training, where clients have such rows."""
+        tests = self.split.test
+        last = header.function == "train" and header.round == header.rounds - 1
+        if tests is None or not last or not self.config.evaluate.personal:
+            return {}
+        return {c: torch.from_numpy(np.asarray(tests[header.task][c])) for c in header.clients}
 
 
 @dataclass
@@ -365,11 +379,13 @@ class View:
     ) -> Arrays:
         """See :meth:`fedcl.strategy.Server.exchange`."""
         federation = self.federation
-        rows = federation.split.train[self.task]
-        if clients == "holders":
-            chosen: Sequence[int] = [c for c, ids in enumerate(rows) if len(ids)]
+        split, state = federation.split, self.current
+        if isinstance(clients, str):
+            chosen = reached(federation.config, split, state.task, state.round, state.sequence)
+            if clients == "holders":
+                chosen = [c for c in chosen if split.size(state.task, c)]
         else:
-            chosen = range(len(rows)) if clients == "all" else clients
+            chosen = clients
         sent = {self.strategy.name: Broadcast(down)} if down else {}
         reducer, _, self.current = federation.call(
             self.current, f"{self.strategy.name}:{function.__name__}", chosen, sent, self.strategy.reductions,
@@ -383,6 +399,17 @@ class View:
         # Contiguous, as a checkpoint gives it back: the order of a sum depends on the layout.
         own = {n: a.contiguous() for n, a in state.items()}
         return replace(new, strategies={**new.strategies, self.strategy.name: own})
+
+
+def departed(engine: dict[str, Any], changes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The engine's departures from its settings with those that nodes report: the smallest chunk, any other path."""
+    engine = dict(engine)
+    for change in changes:
+        if "path" in change:
+            engine["path"] = change["path"]
+        else:
+            engine["chunk"] = min(change["chunk"], engine.get("chunk", change["chunk"]))
+    return engine
 
 
 def merge_measured(total: dict[str, Any], part: dict[str, Any]) -> None:

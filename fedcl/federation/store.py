@@ -57,6 +57,8 @@ class ClientStore:
         Raises:
             RunFailed: the state's file is damaged or cannot be read.
         """
+        if not os.path.isdir(self.folder):  # most methods keep no states: then nothing is looked for
+            return {}
         numbers = [number for number in self._sequences(client) if number <= upto]
         return self._read(self._path(client, numbers[-1])) if numbers else {}
 

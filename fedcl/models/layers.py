@@ -55,8 +55,8 @@ class Dropout(nn.Module):
             raise RuntimeError("a network with dropout needs the step's seed in training: pass seed=")
         drawn = x.dim() if self.drawn is None else self.drawn
         shape = tuple(x.shape[:drawn]) + (1,) * (x.dim() - drawn)
-        keep = (random.counter_uniform(seed, self.tag, shape) >= self.p).to(x.dtype)
-        return x * (keep / (1.0 - self.p) if self.scale else keep)
+        keep = random.counter_keep(seed, self.tag, shape, self.p).to(x.dtype)
+        return x * (keep * (1.0 / (1.0 - self.p)) if self.scale else keep)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""

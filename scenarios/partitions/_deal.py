@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -69,6 +70,29 @@ def weights(logs: Sequence[float], allowed: Sequence[bool]) -> list[int]:
     """
     top = max(log for log, allow in zip(logs, allowed, strict=True) if allow)
     return [round(math.exp(log - top) * _GRID) if allow else 0 for log, allow in zip(logs, allowed, strict=True)]
+
+
+def fill_quota(source: counter.Stream, logs: Sequence[float], quota: int, left: list[int]) -> list[int]:
+    """How many rows of each class a quota takes, one row at a time; they are taken out of ``left``.
+
+    A class is drawn by the Dirichlet shares, renormalised over the classes that still have rows: a word r picks
+    the first class whose cumulative integer weight exceeds ``r sum(w) / 2^64``.
+
+    Args:
+        logs: logarithms of the shares, one a class.
+        quota: at most ``sum(left)``.
+    """
+    ends: list[int] = []
+    mine = [0] * len(left)
+    for _ in range(quota):
+        if not ends:
+            ends = list(accumulate(weights(logs, [rows > 0 for rows in left])))
+        pick = bisect_right(ends, source.below(ends[-1]))
+        mine[pick] += 1
+        left[pick] -= 1
+        if left[pick] == 0:
+            ends = []
+    return mine
 
 
 def deal(order: Ids, sizes: Sequence[int]) -> list[Ids]:

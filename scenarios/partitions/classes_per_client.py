@@ -8,6 +8,7 @@ from fedcl import config as settings
 from fedcl import random as counter
 from fedcl.cards import Card
 from fedcl.errors import UsageError
+from fedcl.population import Pool
 from fedcl.stream import Ids, Partition
 
 from ._deal import class_sizes, deal_by_class, even_sizes
@@ -31,7 +32,8 @@ class ClassesPerClient(Partition):
         venue="CVPR",
         year=2022,
         notes="A balanced deal; GLFC's release draws each client's classes independently, which can leave a "
-        "class without a holder.",
+        "class without a holder; so does partition.size=n here: every client draws partition.classes of the task's "
+        "classes and n images, evenly among them, and clients may share images.",
     )
     setting = "classes"
     remedy = "lower partition.min_size or federation.clients, or raise partition.classes"
@@ -65,6 +67,22 @@ class ClassesPerClient(Partition):
         if counts.sum(axis=1).min() < config.min_size:
             return None
         return deal_by_class(labels, classes, counts, *stream, "classes_per_client")
+
+    def check_client(self, pool: Pool, config: settings.Partition) -> None:
+        """The smallest class must have the rows that a client takes of one class."""
+        each, least = -(-config.size // config.classes), min(pool.sizes)
+        if each > least:
+            allowed = f"at most {least * config.classes}: the smallest class of a task has {least} training images"
+            raise UsageError("partition.size", config.size, f"{allowed}, partition.classes={config.classes}")
+
+    def draw_client(self, pool: Pool, size: int, config: settings.Partition, *stream: object) -> Ids:
+        """A hand of classes, every one equally likely; a random order of it says which give one row more."""
+        source = counter.Stream(*stream, "classes_per_client", "classes")
+        hand = source.shuffle(list(range(len(pool.classes))))[: config.classes]
+        counts = [0] * len(pool.classes)
+        for column, rows in zip(hand, even_sizes(size, len(hand)), strict=True):
+            counts[column] = rows
+        return pool.take(counts, *stream, "classes_per_client")
 
 
 def _deal_hands(source: counter.Stream, classes: int, clients: int, size: int) -> list[list[int]]:

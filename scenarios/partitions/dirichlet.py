@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fedcl import config as settings
 from fedcl import random as counter
 from fedcl.cards import Card
+from fedcl.population import Pool
 from fedcl.stream import Ids, Partition
 
-from ._deal import check_concentration, class_sizes, cut_sizes, deal_by_class, dirichlet_logs, weights
+from ._deal import check_concentration, class_sizes, cut_sizes, deal_by_class, dirichlet_logs, fill_quota, weights
 
 
 class Dirichlet(Partition):
@@ -28,7 +31,9 @@ class Dirichlet(Partition):
         venue="arXiv:1909.06335",
         year=2019,
         notes="TARGET uses min_size=1, most others 10; alpha=0 there means IID: use partition.name=iid. "
-        "The balancing rule is that of MOON (Li et al., CVPR 2021) and TARGET (Zhang et al., ICCV 2023).",
+        "The balancing rule is that of MOON (Li et al., CVPR 2021) and TARGET (Zhang et al., ICCV 2023). "
+        "With partition.size=n every client draws its label mix, Dir(alpha 1_C) weighed by the sizes of the C classes, "
+        "and n images of it, independently of the others: they may share images.",
     )
     setting = "alpha"
     remedy = "raise partition.alpha, set partition.balance=true, or lower partition.min_size or federation.clients"
@@ -57,3 +62,14 @@ class Dirichlet(Partition):
         if min(held) < config.min_size:
             return None
         return deal_by_class(labels, classes, counts, *stream, "dirichlet")
+
+    def draw_client(self, pool: Pool, size: int, config: settings.Partition, *stream: object) -> Ids:
+        """Label mix ``n_c g_c``, g_c ~ Gamma(alpha): what a client of a large population holds of each class.
+
+        A client's share of class c is ``g_c / (g_c + those of the K - 1 others)``, whose denominator tends to
+        ``K alpha`` for every class.
+        """
+        source = counter.Stream(*stream, "dirichlet", "shares")
+        gammas = dirichlet_logs(source, config.alpha, len(pool.classes))
+        logs = [gamma + math.log(rows) for gamma, rows in zip(gammas, pool.sizes, strict=True)]
+        return pool.take(fill_quota(source, logs, size, pool.sizes), *stream, "dirichlet")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from itertools import accumulate
-
 import numpy as np
 
 from fedcl import config as settings
 from fedcl import random as counter
 from fedcl.cards import Card
+from fedcl.population import Pool
 from fedcl.stream import Ids, Partition
 
-from ._deal import check_concentration, class_sizes, deal_by_class, dirichlet_logs, even_sizes, weights
+from ._deal import check_concentration, class_sizes, deal_by_class, dirichlet_logs, even_sizes, fill_quota
 
 
 class DirichletClient(Partition):
@@ -30,6 +28,8 @@ class DirichletClient(Partition):
         authors="Guo et al.",
         venue="ICML",
         year=2023,
+        notes="With partition.size=n every client fills a quota of n from all images of the task, independently of "
+        "the others: they may share images.",
     )
     attempts = 1
 
@@ -38,21 +38,17 @@ class DirichletClient(Partition):
         check_concentration("partition.alpha", config.alpha)
 
     def draw(self, labels: Ids, clients: int, config: settings.Partition, attempt: int, *stream: object) -> list[Ids]:
-        """A word r picks the first class whose cumulative integer weight exceeds ``r sum(w) / 2^64``."""
+        """Clients fill their quotas in order, each from what the earlier ones left."""
         classes, left = class_sizes(labels)
         counts = np.zeros((clients, len(classes)), dtype=np.int64)
         source = counter.Stream(*stream, "dirichlet_client", "shares")
         for client, quota in enumerate(even_sizes(len(labels), clients)):
             logs = dirichlet_logs(source, config.alpha, len(classes))
-            ends: list[int] = []
-            mine = [0] * len(classes)
-            for _ in range(quota):
-                if not ends:
-                    ends = list(accumulate(weights(logs, [rows > 0 for rows in left])))
-                pick = bisect_right(ends, source.below(ends[-1]))
-                mine[pick] += 1
-                left[pick] -= 1
-                if left[pick] == 0:
-                    ends = []
-            counts[client] = mine
+            counts[client] = fill_quota(source, logs, quota, left)
         return deal_by_class(labels, classes, counts, *stream, "dirichlet_client")
+
+    def draw_client(self, pool: Pool, size: int, config: settings.Partition, *stream: object) -> Ids:
+        """The same rule for one client that finds every row of the task still there."""
+        source = counter.Stream(*stream, "dirichlet_client", "shares")
+        logs = dirichlet_logs(source, config.alpha, len(pool.classes))
+        return pool.take(fill_quota(source, logs, size, pool.sizes), *stream, "dirichlet_client")

@@ -7,6 +7,7 @@ import numpy as np
 from fedcl import config as settings
 from fedcl import random as counter
 from fedcl.cards import Card
+from fedcl.population import Pool
 from fedcl.stream import Ids, Partition
 
 from ._deal import deal, even_sizes
@@ -22,6 +23,8 @@ class IID(Partition):
         authors="McMahan et al.",
         venue="AISTATS",
         year=2017,
+        notes="With partition.size=n every client draws n different images of the task, independently of the others: "
+        "they may share images.",
     )
     attempts = 1
 
@@ -29,3 +32,7 @@ class IID(Partition):
         """One random order of the rows, dealt in client order; the first ``N mod K`` clients get one more."""
         order = counter.permutation(len(labels), *stream, "iid", "rows")
         return deal(np.asarray(order), even_sizes(len(labels), clients))
+
+    def draw_client(self, pool: Pool, size: int, config: settings.Partition, *stream: object) -> Ids:
+        """``size`` rows, every set of them equally likely."""
+        return np.array(counter.sample(pool.size, size, *stream, "iid", "rows"), dtype=np.int64)

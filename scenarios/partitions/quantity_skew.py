@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from fedcl import config as settings
 from fedcl import random as counter
 from fedcl.cards import Card
+from fedcl.errors import UsageError
+from fedcl.population import Pool
 from fedcl.stream import Ids, Partition
 
 from ._deal import check_concentration, cut_sizes, deal, dirichlet_logs, weights
@@ -20,6 +26,8 @@ class QuantitySkew(Partition):
         authors="Li et al.",
         venue="ICDE",
         year=2022,
+        notes="With partition.size=n a client's size is n g / skew, g ~ Gamma(skew), of mean n; a size below "
+        "partition.min_size or above the task's images is redrawn. Clients draw independently: they may share images.",
     )
     setting = "skew"
     remedy = "raise partition.skew, or lower partition.min_size or federation.clients"
@@ -38,3 +46,26 @@ class QuantitySkew(Partition):
         if min(sizes) < config.min_size:
             return None
         return deal(counter.permutation(len(labels), *stream, "quantity_skew", "rows"), sizes)
+
+    def check_client(self, pool: Pool, config: settings.Partition) -> None:
+        """Sizes within the bounds must be likely enough to be drawn; one client stands for all."""
+        self.client_size(pool, config, "probe")
+
+    def client_size(self, pool: Pool, config: settings.Partition, *stream: object) -> int:
+        """What a client of a large population holds under Dir(skew 1_K), whose shares are Gamma(skew) / (K skew)."""
+        source = counter.Stream(*stream, "quantity_skew", "size")
+        for _ in range(self.attempts):
+            log_share = source.log_gamma_draw(config.skew) - math.log(config.skew)
+            size = round(config.size * math.exp(min(log_share, 600.0)))
+            if config.min_size <= size <= pool.size:
+                return size
+        raise UsageError(
+            "partition.min_size",
+            config.min_size,
+            f"no client size from it to {pool.size} in {self.attempts} draws of partition.skew={config.skew} and "
+            f"partition.size={config.size}; raise partition.skew",
+        )
+
+    def draw_client(self, pool: Pool, size: int, config: settings.Partition, *stream: object) -> Ids:
+        """``size`` rows, every set of them equally likely."""
+        return np.array(counter.sample(pool.size, size, *stream, "quantity_skew", "rows"), dtype=np.int64)

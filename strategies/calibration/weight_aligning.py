@@ -44,6 +44,7 @@ class WeightAligning(Strategy):
     name = "weight_aligning"
     aliases = ("wa",)
     family = "calibration"
+    stackable = True
     needs_previous = True
     yields = ("task_loss",)
     card = Card(

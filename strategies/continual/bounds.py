@@ -15,6 +15,7 @@ class Cumulative(Strategy):
 
     name = "cumulative"
     family = "bound"
+    stackable = True
     repeats = True
     card = Card(
         title="A bound, no method",
@@ -36,6 +37,7 @@ class Joint(Strategy):
 
     name = "joint"
     family = "bound"
+    stackable = True
     repeats = True
     centralised = True
     card = Card(

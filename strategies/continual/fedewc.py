@@ -23,6 +23,7 @@ class FedEWC(Strategy):
     name = "fedewc"
     aliases = ("ewc",)
     family = "continual"
+    stackable = True
     yields = ("task_loss",)
     reductions = {"fisher/": "weighted_mean"}
     like_parameters = {"fisher": "zero", "anchor": "initial"}

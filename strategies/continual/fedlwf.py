@@ -20,6 +20,7 @@ class FedLwF(Strategy):
     name = "fedlwf"
     aliases = ("lwf",)
     family = "continual"
+    stackable = True
     needs_previous = True
     card = Card(
         title="Learning without Forgetting",

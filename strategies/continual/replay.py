@@ -18,6 +18,7 @@ class Replay(Strategy):
     name = "replay"
     aliases = ("er",)
     family = "continual"
+    stackable = True
     reductions = {"stored": "sum"}
     card = Card(
         title="On Tiny Episodic Memories in Continual Learning",

@@ -16,6 +16,7 @@ class SupCon(Strategy):
 
     name = "supcon"
     family = "contrastive"
+    stackable = True
     needs_projector = True
     card = Card(
         title="Supervised Contrastive Learning",

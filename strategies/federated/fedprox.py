@@ -16,6 +16,7 @@ class FedProx(Strategy):
 
     name = "fedprox"
     family = "federated"
+    stackable = True
     card = Card(
         title="Federated Optimization in Heterogeneous Networks",
         authors="Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith",

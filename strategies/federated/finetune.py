@@ -31,6 +31,7 @@ class Finetune(Strategy):
     name = "finetune"
     aliases = ("fedavg",)
     family = "federated"
+    stackable = True
     card = Card(
         title="Communication-Efficient Learning of Deep Networks from Decentralized Data",
         authors="McMahan, Moore, Ramage, Hampson, Aguera y Arcas",
@@ -48,6 +49,7 @@ class FinetuneMasked(Strategy):
 
     name = "finetune_masked"
     family = "federated"
+    stackable = True
     card = Card(
         title="Communication-Efficient Learning of Deep Networks from Decentralized Data",
         authors="McMahan, Moore, Ramage, Hampson, Aguera y Arcas",

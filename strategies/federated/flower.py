@@ -21,6 +21,7 @@ class FlowerStrategy(Strategy):
 
     flower_name = ""
     family = "federated"
+    stackable = True
     model_reduction = "stack"
 
     def adapter(self) -> FlowerAggregator:
@@ -43,10 +44,10 @@ def cohort_sizes(config: Config, split: Split) -> Iterator[int]:
     """
     federation = config.federation
     least = max(federation.batch_min, federation.batch_size if federation.drop_last else 1)
-    for task, rows in enumerate(split.train):
-        trains = [len(ids) >= least for ids in rows]
+    for task in range(len(split.train)):
         for round_ in range(federation.rounds):
-            yield sum(trains[client] for client in cohort(config, split.clients, task, round_))
+            chosen = cohort(config, split.clients, task, round_)
+            yield sum(split.size(task, client) >= least for client in chosen)
 
 
 def _card(title: str, authors: str, venue: str, year: int, key: str, state: str, notes: str = "") -> Card:

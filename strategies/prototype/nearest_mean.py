@@ -36,6 +36,7 @@ class NearestMean(Strategy):
     name = "nearest_mean"
     aliases = ("nmc", "ncm")
     family = "prototype"
+    stackable = True
     reductions = {"sums": "sum", "counts": "sum"}
     card = Card(
         title="A Simple Baseline that Questions the Use of Pretrained-Models in Continual Learning",

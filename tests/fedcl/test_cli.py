@@ -76,7 +76,7 @@ def test_fedcl_run_is_callable_whatever_is_imported_first() -> None:
         (["run", "default", "clients"], ["override='clients'", "key=value"]),
         (["run", "federation.clients=0"], ["federation.clients=0", "at least 1"]),
         (["run", "strategy=fedlfw"], ["strategy='fedlfw'", "'fedlwf'"]),
-        (["run", "--runtime", "ray"], ["engine.runtime='ray'", "only local"]),
+        (["run", "--runtime", "deploy", "plugins=[a.py]"], ["plugins", "SuperNodes"]),
         (["run", "--runtime", "loca"], ["'local'"]),
         (["run", "--device", "gpu"], ["engine.device='gpu'"]),
         (["run", "--plugin", "none.py"], ["--plugin='none.py'"]),

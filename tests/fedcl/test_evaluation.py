@@ -37,9 +37,10 @@ def test_temporal_forgetting_is_what_the_next_task_takes(tiny: Tiny) -> None:
 def test_spatial_forgetting_is_that_of_the_last_round(tiny: Tiny, tiny_config: Callable[..., Any]) -> None:
     from fedcl import training
     from fedcl.build import build
-    from fedcl.federation import node
+    from fedcl.federation import chunks
 
-    settings = {"partition.test": "same_mix", "scenario.tasks": 1, "federation.rounds": 1, "partition.alpha": 0.3}
+    settings = {"partition.test": "same_mix", "scenario.tasks": 1, "federation.rounds": 1, "partition.alpha": 0.3,
+                "engine.path": "sequential"}  # fmt: skip
     models: dict[int, Any] = {}
     original = training.train_client
 
@@ -49,7 +50,7 @@ def test_spatial_forgetting_is_that_of_the_last_round(tiny: Tiny, tiny_config: C
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(node, "train_client", caught)
+        patch.setattr(chunks, "train_client", caught)
         result = tiny(settings)
     experiment = build(tiny_config(settings))
     tests = experiment.split.test

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcl.hashing import model_sha256, raw, state_sha256
+from fedcl.hashing import arrays_digest, model_sha256, raw, state_sha256
 
 
 def count(value: int) -> bytes:
@@ -77,20 +77,21 @@ def test_order_of_names_does_not_count() -> None:
 
 def test_state_covers_server_ids_and_clients() -> None:
     one, two = {"m": torch.ones(1)}, {"m": torch.zeros(1)}
+    none, first, second = (arrays_digest(arrays) for arrays in ({}, one, two))
     hashes = {
         state_sha256(one, []),
         state_sha256(two, []),
-        state_sha256(one, [(0, one)]),
-        state_sha256(one, [(1, one)]),
-        state_sha256(one, [(0, one), (1, two)]),
-        state_sha256(one, [(0, two), (1, one)]),
-        state_sha256(one, [(0, {}), (1, one)]),
+        state_sha256(one, [(0, first)]),
+        state_sha256(one, [(1, first)]),
+        state_sha256(one, [(0, first), (1, second)]),
+        state_sha256(one, [(0, second), (1, first)]),
+        state_sha256(one, [(0, none), (1, first)]),
     }
     assert len(hashes) == 7
-    assert state_sha256(one, iter([(0, one)])) == state_sha256(one, [(0, dict(one))])
+    assert state_sha256(one, iter([(0, first)])) == state_sha256(one, [(0, arrays_digest(dict(one)))])
 
 
 @pytest.mark.parametrize("ids", [[1, 0], [2, 2], [-1]])
 def test_clients_must_ascend(ids: list[int]) -> None:
     with pytest.raises(ValueError, match="ascend"):
-        state_sha256({}, [(i, {}) for i in ids])
+        state_sha256({}, [(i, arrays_digest({})) for i in ids])

@@ -52,7 +52,7 @@ def test_older_checkpoints_keep_their_client_states_over_a_resume(lab: Any) -> N
     """With three kept, the two newest are damaged after a resume that saved but one of them."""
     whole, _ = lab.whole("private parts, convolutions")
     settings = {**lab.settings("private parts, convolutions"), "checkpoint": {"every": 1, "keep": 3}}
-    save = "fedcl.run:save_checkpoint"
+    save = "fedcl.conduct:save_checkpoint"
     folder, _ = lab.start(settings, lab.kill(save, 5))
     died = lab.resume(folder, lab.kill(save, 2))
     assert died["signal"] == signal.SIGKILL

@@ -13,27 +13,20 @@ if TYPE_CHECKING:
 Tiny = Callable[[Mapping[str, Any]], "RunResult"]
 
 CASES: dict[str, dict[str, Any]] = {
-    "finetune": {},
-    "finetune_masked": {"strategy": ["finetune_masked"]},
-    "fedprox": {"strategy": ["fedprox"], "options.fedprox.mu": 0.5},
-    "fedlwf": {"strategy": ["fedlwf"]},
-    "fedewc": {"strategy": ["fedewc"]},
-    "replay": {"strategy": ["replay"], "options.replay.budget": 640},
-    "nearest_mean": {"strategy": ["nearest_mean"]},
-    "supcon": {"strategy": ["supcon"], "data.augment": ["crop(1)", "rotation(10)"]},
-    "weight_aligning": {"strategy": ["weight_aligning"], "model.head_bias": False},
-    "whole stack": {"strategy": ["fedlwf", "nearest_mean", "supcon", "weight_aligning"], "model.head_bias": False},
-    "adam": {"optimiser.name": "adam", "optimiser.lr": 0.01},
+    "finetune": {"optimiser.clip": 0.1, "optimiser.schedule": "cosine", "optimiser.per": "step"},
+    "whole stack": {
+        "strategy": ["fedlwf", "nearest_mean", "supcon", "weight_aligning", "replay"],
+        "model.head_bias": False,
+        "data.augment": ["crop(1)", "rotation(10)"],
+    },
     "adamw": {"optimiser.name": "adamw", "optimiser.lr": 0.01, "optimiser.weight_decay": 0.1},
-    "clipping": {"optimiser.clip": 0.1},
-    "dropout": {"model.dropout": 0.5},
-    "a schedule over steps": {"optimiser.schedule": "cosine", "optimiser.per": "step"},
-    "BatchNorm": {"model.norm": "batch", "federation.batch_min": 2},
-    "local BatchNorm": {"model.norm": "batch", "model.batch_norm": "local", "federation.batch_min": 2},
+    "local BatchNorm": {"model.norm": "batch", "model.batch_norm": "local", "model.dropout": 0.5},
+    "frozen BatchNorm": {"model.norm": "batch", "model.batch_norm": "frozen"},
     "steps": {"federation.epochs": None, "federation.steps": 5},
     "chunks": {"engine.chunk": 2},
     "empty clients": {"partition.min_size": 0, "partition.alpha": 0.1, "federation.clients": 6},
 }
+"""Whole runs; :mod:`test_parity` goes through all strategies, optimisers and networks."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -51,18 +44,14 @@ def test_a_run_is_the_same(case: str, tiny: Tiny) -> None:
         assert alone.summary[key] == together.summary[key]
 
 
-def test_one_step_agrees_to_the_last_bits(tiny: Tiny) -> None:
-    common = {
-        "federation.rounds": 1,
-        "federation.epochs": None,
-        "federation.steps": 1,
-        "scenario.tasks": 1,
-        "optimiser.momentum": 0.0,
-    }
-    alone = tiny({**common, "engine.path": "sequential"}).model.state_dict()
-    together = tiny({**common, "engine.path": "stacked"}).model.state_dict()
-    for name, array in alone.items():
-        assert (array - together[name]).norm() <= 1e-12 * array.norm(), name
+@pytest.mark.parametrize("strategy", ["finetune", "replay"])
+def test_gradients_of_rounding_errors_are_no_reason_against_stacking(strategy: str, tiny: Tiny) -> None:
+    """BatchNorm takes a bias before it away; Adam makes a whole step of what rounding leaves of its gradient."""
+    settings = {"model.norm": "batch", "optimiser.name": "adamw", "optimiser.lr": 1.0, "federation.batch_size": 64,
+                "strategy": [strategy], "engine.path": "stacked"}  # fmt: skip
+    events = (tiny(settings).folder / "events.jsonl").read_text()
+    assert '"event": "round"' in events
+    assert '"event": "engine"' not in events
 
 
 def test_a_stacked_run_repeats_itself(tiny: Tiny) -> None:

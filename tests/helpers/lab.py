@@ -33,7 +33,7 @@ class Personal(Strategy):
 
 BASE = {
     "federation.clients": 4, "federation.participation": 0.75, "federation.rounds": 3, "federation.batch_min": 2,
-    "checkpoint.every": 1, "evaluate.every": 1, "engine.dtype": "float32",
+    "checkpoint.every": 1, "evaluate.every": 1, "engine.dtype": "float32", "engine.path": "sequential",
 }  # fmt: skip
 STACKS: dict[str, dict[str, Any]] = {
     "replay+fedewc": {"strategy": ["replay", "fedewc"]},

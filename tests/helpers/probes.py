@@ -40,7 +40,8 @@ class Probes:
         name = f"probe_{next(_numbers)}"
         path = self.folder / f"{name}.py"
         path.write_text(HEADER.replace("NAME", name) + textwrap.indent(textwrap.dedent(body), "    "))
-        return {"strategy": [name], "plugins": [str(path)], **settings}
+        # One by one: a probe notes what a client alone sees, and trying out whether it stacks would add to its notes.
+        return {"strategy": [name], "plugins": [str(path)], "engine.path": "sequential", **settings}
 
     @staticmethod
     def seen(settings: Mapping[str, Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from fedcl.scenarios.partitions.classes_per_client import ClassesPerClient
 from fedcl.scenarios.partitions.dirichlet import Dirichlet
 from fedcl.scenarios.partitions.dirichlet_client import DirichletClient
 from fedcl.scenarios.partitions.iid import IID
+from fedcl.scenarios.partitions.label_quantity_skew import LabelQuantitySkew
 from fedcl.scenarios.partitions.quantity_skew import QuantitySkew
 from fedcl.scenarios.partitions.shards import Shards
 
@@ -175,6 +176,31 @@ def brute_quantity_skew(labels, clients, config, *parts):
     raise AssertionError("not reached")
 
 
+def brute_label_quantity_skew(labels, clients, config, *parts):
+    classes = sorted(set(labels))
+    for attempt in range(1000):
+        words = Words(*parts, "label_quantity_skew", "sizes", attempt)
+        shares = grid([words.log_gamma(config.skew) for _ in range(clients)], [True] * clients)
+        sizes = [len(part) for part in cut(range(len(labels)), shares)]
+        if min(sizes) >= config.min_size:
+            break
+    pools = {label: mixed_class(labels, label, *parts, "label_quantity_skew") for label in classes}
+    words = Words(*parts, "label_quantity_skew", "mixes")
+    counts = []
+    left = {label: len(pools[label]) for label in classes}
+    for size in sizes:
+        logs = [words.log_gamma(config.alpha) for _ in classes]
+        mine = dict.fromkeys(classes, 0)
+        for _ in range(size):
+            mix = grid(logs, [left[label] > 0 for label in classes])
+            point = words.below(int(sum(mix)))
+            pick = classes[next(j for j in range(len(classes)) if sum(mix[: j + 1]) > point)]
+            mine[pick] += 1
+            left[pick] -= 1
+        counts.append(mine)
+    return [[pools[label].pop(0) for label in classes for _ in range(mine[label])] for mine in counts]
+
+
 RULES = [
     (IID, brute_iid, {}),
     (Dirichlet, brute_dirichlet, {"alpha": 0.3}),
@@ -188,6 +214,8 @@ RULES = [
     (Shards, brute_shards, {"shards": 40, "min_size": 15}),
     (ClassesPerClient, brute_classes_per_client, {"classes": 2}),
     (ClassesPerClient, brute_classes_per_client, {"classes": 3, "min_size": 4}),
+    (LabelQuantitySkew, brute_label_quantity_skew, {"skew": 0.7, "alpha": 0.3}),
+    (LabelQuantitySkew, brute_label_quantity_skew, {"skew": 1.5, "alpha": 1e-3, "min_size": 6}),
     (QuantitySkew, brute_quantity_skew, {"skew": 0.7}),
     (QuantitySkew, brute_quantity_skew, {"skew": 2.0, "min_size": 8}),
 ]

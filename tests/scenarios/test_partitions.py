@@ -17,10 +17,11 @@ from fedcl.scenarios.partitions.classes_per_client import ClassesPerClient
 from fedcl.scenarios.partitions.dirichlet import Dirichlet
 from fedcl.scenarios.partitions.dirichlet_client import DirichletClient
 from fedcl.scenarios.partitions.iid import IID
+from fedcl.scenarios.partitions.label_quantity_skew import LabelQuantitySkew
 from fedcl.scenarios.partitions.quantity_skew import QuantitySkew
 from fedcl.scenarios.partitions.shards import Shards
 
-RULES = [IID, Dirichlet, DirichletClient, Shards, ClassesPerClient, QuantitySkew]
+RULES = [IID, Dirichlet, DirichletClient, Shards, ClassesPerClient, QuantitySkew, LabelQuantitySkew]
 quick = hypothesis_settings(max_examples=60, deadline=None)
 
 
@@ -80,6 +81,7 @@ STORED = {
     "shards": "4fa5fdd3287472e1",
     "classes_per_client": "4606c234f2e8a31f",
     "quantity_skew": "976f549e8fe800f1",
+    "label_quantity_skew": "c20a2f7d5dcd6fac",
 }
 
 
@@ -116,6 +118,19 @@ def test_quantity_skew_sizes_follow_the_beta_marginals_and_labels_stay_iid():
     parts = QuantitySkew().split(labels, 3, settings.Partition(skew=2.0), 0, "x")
     table = np.stack([np.bincount(labels[part], minlength=4) for part in parts])
     assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_label_and_quantity_skew_are_two_knobs():
+    labels = balanced(5, 400)
+    parts = LabelQuantitySkew().split(labels, 4, settings.Partition(skew=1e9, alpha=1e-3), 0, "x")
+    assert all(abs(len(part) - 500) <= 1 for part in parts)
+    first = np.bincount(labels[parts[0]], minlength=5)
+    assert np.sort(first)[-2:].sum() == len(parts[0])
+    parts = LabelQuantitySkew().split(labels, 4, settings.Partition(skew=0.3, alpha=1e9), 1, "x")
+    sizes = [len(part) for part in parts]
+    assert max(sizes) > 3 * min(sizes)
+    largest = np.bincount(labels[parts[int(np.argmax(sizes))]], minlength=5) / max(sizes)
+    assert np.abs(largest - 0.2).max() < 0.05
 
 
 def test_dirichlet_client_first_client_follows_its_prior():
@@ -212,6 +227,8 @@ def test_min_size_is_reached(rule):
         (Dirichlet, {"alpha": 1e-310}, 3, ["partition.alpha", "1e-300"]),
         (DirichletClient, {"alpha": float("nan")}, 3, ["partition.alpha"]),
         (QuantitySkew, {"skew": float("nan")}, 3, ["partition.skew"]),
+        (LabelQuantitySkew, {"skew": float("nan")}, 3, ["partition.skew"]),
+        (LabelQuantitySkew, {"alpha": 0.0}, 3, ["partition.alpha"]),
         (Shards, {"shards": 0}, 3, ["partition.shards"]),
         (ClassesPerClient, {"classes": 0}, 3, ["partition.classes"]),
         (ClassesPerClient, {"classes": 6}, 3, ["partition.classes", "at most 5"]),

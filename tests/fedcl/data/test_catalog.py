@@ -28,8 +28,9 @@ def test_listing_imports_no_heavy_module() -> None:
 def test_names_are_unique_and_every_file_set_has_a_way_to_get_it() -> None:
     stems = [catalog.canonical(name) for name in catalog.names()]
     assert len({catalog.find(s).name for s in stems}) == len(catalog.ENTRIES)  # type: ignore[union-attr]
-    assert all(e.files for e in catalog.ENTRIES if e.kind != "embedded")
-    assert all(e.get or e.reader for e in catalog.ENTRIES if e.kind != "embedded")
+    with_files = [e for e in catalog.ENTRIES if e.kind not in catalog.WITHOUT_FILES]
+    assert all(e.files for e in with_files)
+    assert all(e.get or e.reader for e in with_files)
     assert all(e.source and e.summary for e in catalog.ENTRIES)
 
 
@@ -50,7 +51,9 @@ def test_available(tmp_path: Path) -> None:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_bytes(b"")
     infos = {info.name: info for info in catalog.available(str(tmp_path))}
-    assert {n for n, i in infos.items() if i.found} == {"digits", "mnist", "fashion_mnist", "own"}
+    assert {n for n, i in infos.items() if i.found} == {
+        "digits", "random_grey", "random_colour", "mnist", "fashion_mnist", "own",
+    }  # fmt: skip
     assert infos["mnist"].where == str(tmp_path / "MNIST")
     assert infos["fashion_mnist"].where == str(tmp_path / "fashionmnist.npz")
     assert infos["svhn"].where is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from fedcl.federation.bytes import ByteMeter, Group, nbytes
+from fedcl.federation.bytes import ByteMeter, Group, nbytes, written
 
 if TYPE_CHECKING:
     from fedcl.run import RunResult
@@ -51,6 +52,21 @@ def test_the_same_tensor_twice_in_a_message_is_charged_once() -> None:
     assert meter.charge_down([Group("model", "model:1", A), Group("previous", "task:1", dict(A))], [0, 1]) == 64
     # An equal tensor that is another one is charged.
     assert ByteMeter().charge_down([Group("model", "m", A), Group("previous", "t", {"w": A["w"].clone()})], [0]) == 56
+
+
+def test_what_was_counted_stays_as_it_was() -> None:
+    meter = ByteMeter()
+    meter.charge_down([Group("x", "run", A), Group("y", "task:0", B)], [7, 3])
+    before = meter.state()
+    meter.charge_down([Group("x", "run", A), Group("y", "task:1", B)], [5, 3])
+    meter.charge_up(9)
+    assert written(before) == {"up": 0, "down": 144, "held": {"x": ["run", [3, 7]], "y": ["task:0", [3, 7]]}}
+    # A run that goes on from it, in this process or from a checkpoint, charges as the first one did.
+    for state in (before, json.loads(json.dumps(written(before)))):
+        again = ByteMeter.restore(state)
+        assert again.charge_down([Group("x", "run", A), Group("y", "task:1", B)], [5, 3]) == 32 + 80
+        again.charge_up(9)
+        assert written(again.state()) == written(meter.state())
 
 
 def test_a_twin_is_free_only_for_clients_that_get_the_first_in_this_message() -> None:

@@ -57,7 +57,7 @@ def test_call_without_clients() -> None:
 def test_restricted_call_carries_only_its_clients() -> None:
     flat = call().restricted([9]).arrays()
     assert flat["_ids"].tolist() == [1]
-    assert flat["_sizes"].tolist() == [1]
+    assert flat["_ids_sizes"].tolist() == [1]
     assert Call.of(header([9]), flat).ids.keys() == {9}
 
 

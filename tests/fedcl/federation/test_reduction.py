@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedcl.errors import RunFailed
-from fedcl.federation.reduction import RULES, Reducer
+from fedcl.federation.reduction import RULES, SUMS, Reducer
 from fedcl.strategy import Reduction
 
 WEIGHTS = [3.0, 1.0, 7.0, 2.0]
@@ -100,6 +101,100 @@ def test_any_spread_over_nodes_equals_one_node(rule: Reduction, dtype: torch.dty
     else:
         tolerance = {torch.float32: 1e-6, torch.float64: 1e-12, torch.int64: 0.0}[dtype]
         assert torch.allclose(whole.double(), spread.double(), rtol=tolerance, atol=tolerance)
+
+
+SCALES = {torch.float32: 12, torch.float64: 7}
+"""Powers of ten, up and down, between the numbers of one sum: together they are wider than one float64."""
+
+
+@st.composite
+def cohorts(draw: st.DrawFn) -> tuple[torch.dtype, list[Tensor], list[float]]:
+    """Clients' arrays whose numbers differ wildly in magnitude, some of which cancel, and whole weights."""
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    count = draw(st.integers(2, 9))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    powers = torch.randint(-SCALES[dtype], SCALES[dtype] + 1, (count, 7), generator=generator)
+    drawn = torch.randn(count, 7, generator=generator, dtype=torch.float64) * 10.0**powers
+    drawn[-1, :3] = -drawn[0, :3] * draw(st.sampled_from([1.0, 1.0 + 2.0**-20]))
+    weights = draw(st.lists(st.integers(1, 10**6), min_size=count, max_size=count))
+    return dtype, list(drawn.to(dtype)), [float(w) for w in weights]
+
+
+def exact(rule: Reduction, parts: list[Tensor], weights: list[float]) -> Tensor:
+    """The rule with sums rounded once, from the terms in float64."""
+    factors = weights if rule == "weighted_mean" else [1.0] * len(parts)
+    rows = [(p.double() * f).tolist() for p, f in zip(parts, factors, strict=True)]
+    sums = torch.tensor([math.fsum(column) for column in zip(*rows, strict=True)], dtype=torch.float64)
+    return (sums if rule == "sum" else sums / math.fsum(factors)).to(parts[0].dtype)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cohort=cohorts(), rule=st.sampled_from(SUMS), data=st.data())
+def test_a_sum_is_the_same_to_the_bit_however_clients_are_grouped(
+    cohort: tuple[torch.dtype, list[Tensor], list[float]], rule: Reduction, data: st.DataObject
+) -> None:
+    _, parts, weights = cohort
+    clients = data.draw(st.permutations(range(len(parts))), label="order")
+    cuts = data.draw(st.lists(st.integers(0, len(parts)), max_size=4), label="cuts")
+    nodes = [list(clients[a:b]) for a, b in itertools.pairwise([0, *sorted(cuts), len(parts)])]
+    before = [p.clone() for p in parts]
+    got = reduce(rule, parts, weights, nodes)
+    assert torch.equal(got, exact(rule, parts, weights))
+    assert all(torch.equal(p, b) for p, b in zip(parts, before, strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(cohort=cohorts(), rule=st.sampled_from(SUMS), cut=st.integers(0, 9))
+def test_a_stack_is_reduced_as_its_clients_are(
+    cohort: tuple[torch.dtype, list[Tensor], list[float]], rule: Reduction, cut: int
+) -> None:
+    """Within a unit in the last place of the largest number that is added: float64 sums, rounded once to float32."""
+    dtype, parts, weights = cohort
+    alone = reduce(rule, parts, weights, [list(range(len(parts)))])
+    reducer, stack = Reducer({"a": rule}), torch.stack(parts)
+    before = stack.clone()
+    for rows in (slice(0, cut), slice(cut, None)):
+        if weights[rows]:
+            reducer.add_stack({"a": stack[rows]}, weights[rows])
+    together = reducer.result()["a"]
+    assert torch.equal(stack, before)
+    assert (together.dtype, together.shape) == (dtype, alone.shape)
+    factors = torch.tensor(weights if rule == "weighted_mean" else [1.0] * len(weights), dtype=torch.float64)
+    size = (stack.double().abs() * factors[:, None]).sum(0) / (1.0 if rule == "sum" else factors.sum())
+    unit = torch.finfo(dtype).eps * alone.double().abs() + torch.finfo(torch.float64).eps * len(parts) * size
+    assert ((together.double() - alone.double()).abs() <= unit).all()
+
+
+def test_a_stack_of_integers_is_exact() -> None:
+    stack = torch.tensor([[2**60, -3], [1, 1]])
+    for rule, expected in (("sum", [2**60 + 1, -2]), ("mean", [2**59, -1])):
+        reducer = Reducer({"a": rule})
+        reducer.add_stack({"a": stack}, [1.0, 5.0])
+        assert reducer.result()["a"].tolist() == expected
+        assert reducer.result()["a"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("rule", ["max", "min", "stack"])
+def test_a_stack_needs_a_sum(rule: Reduction) -> None:
+    with pytest.raises(RunFailed, match=rf"'a' has the reduction '{rule}', which is no sum"):
+        Reducer({"a": rule}).add_stack({"a": torch.ones(2, 3)}, [1.0, 1.0])
+
+
+def test_partials_are_not_written_to() -> None:
+    for rule in RULES:
+        server = Reducer({"a": rule})
+        partials = []
+        for clients in ([0, 1], [2, 3]):
+            node = Reducer({"a": rule})
+            for client in clients:
+                node.add({"a": arrays(torch.float64)[client]}, WEIGHTS[client])
+            partials.append(node.partial())
+        before = [{n: a.clone() for n, a in found.items()} for found, _ in partials]
+        for _ in range(2):
+            for found, facts in partials:
+                server.merge(found, facts)
+        for (found, _), kept in zip(partials, before, strict=True):
+            assert all(torch.equal(a, kept[n]) for n, a in found.items()), rule
 
 
 def test_an_array_that_some_clients_do_not_send_is_a_mean_over_the_others() -> None:

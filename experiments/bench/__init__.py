@@ -1,0 +1,1 @@
+"""The benchmark's workloads as settings, and the programs that do their work: ours and the peers'."""

@@ -1,0 +1,97 @@
+"""Which images which clients of a stack train on at each step: decided on the host before the first step.
+
+Nothing is padded. The clients with most steps come first; at each step the active ones are grouped by the sizes of
+their batch, and every group is one stacked call. All sample ids go to the device in one transfer, so that nothing
+waits for it between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .training import Client, extra_sources, plan
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one client will do in a round.
+
+    Attributes:
+        batches: for each step the sample ids (host) of each source, the client's own stream first.
+        dropped: images that an epoch leaves out.
+    """
+
+    client: Client
+    batches: list[list[Ids]]
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The clients of one stacked call: those whose batches at this step have the same sizes.
+
+    Attributes:
+        rows: their places in the stack; a slice where they are the first ones.
+        count: how many they are.
+        ids: (count, B) int64 sample ids, on the device.
+        source: (B,) int64: which source each image of a batch is from.
+    """
+
+    rows: slice | Tensor
+    count: int
+    ids: Tensor
+    source: Tensor
+
+
+def make_plan(client: Client, limit: int | None = None) -> Plan:
+    """The batches of a client's round, or of its first ``limit`` steps."""
+    picked, dropped = plan(len(client.ids), client.node.config, client.key)
+    own = client.ids.cpu().numpy()
+    extra = [batches for _, batches in extra_sources(client.node.stack, client)]
+    steps = [[own[batch], *(next(b).cpu().numpy() for b in extra)] for batch in picked[:limit]]
+    return Plan(client, steps, dropped)
+
+
+def schedule_groups(plans: Sequence[Plan], device: torch.device) -> list[list[Group]]:
+    """The groups of each step, for plans in order of descending length."""
+    found: list[list[tuple[list[int], list[int], list[Ids]]]] = []
+    for index in range(len(plans[0].batches) if plans else 0):
+        groups: dict[tuple[int, ...], tuple[list[int], list[int], list[Ids]]] = {}
+        for place, one in enumerate(plans):
+            if len(one.batches) <= index:
+                break
+            parts = one.batches[index]
+            sizes = [len(part) for part in parts]
+            rows, _, drawn = groups.setdefault(tuple(sizes), ([], sizes, []))
+            rows.append(place)
+            drawn += parts
+        found.append(list(groups.values()))
+    parts = [part for step in found for rows, _, ids in step for part in (*ids, np.asarray(rows))]
+    flat = np.concatenate(parts) if parts else np.zeros(0)
+    moved = torch.from_numpy(flat.astype(np.int64)).to(device)
+    sources: dict[tuple[int, ...], Tensor] = {}
+    at, out = 0, []
+    for step in found:
+        groups_here = []
+        for rows, sizes, _ in step:
+            count, width = len(rows), sum(sizes)
+            ids = moved[at : at + count * width].view(count, width)
+            at += count * width
+            places: slice | Tensor = moved[at : at + count]
+            at += count
+            if rows[-1] == count - 1:
+                places = slice(0, count)
+            key = tuple(sizes)
+            if key not in sources:
+                sources[key] = torch.repeat_interleave(torch.tensor(key)).to(device)
+            groups_here.append(Group(places, count, ids, sources[key]))
+        out.append(groups_here)
+    return out

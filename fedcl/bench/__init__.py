@@ -1,0 +1,1 @@
+"""``fedcl bench``: ours and the installed peers on the same work, round by round in one call."""
