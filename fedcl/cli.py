@@ -152,18 +152,20 @@ def show(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Show the card of a strategy, scenario or partition."""
+    """Show the card of a strategy, scenario, partition or protocol."""
+    from . import protocols
     from .cards import card_object, render_card
     from .listing import find_class
 
     _load_plugins(plugin)
-    cls = find_class(name)
+    protocol = protocols.find(name)
+    cls = None if protocol else find_class(name)
     if as_json:
-        _print_json(card_object(cls))
+        _print_json(protocol.as_object() if protocol else card_object(cls))
         return
     from rich.console import Console
 
-    Console(file=sys.stdout, highlight=False).print(render_card(cls))
+    Console(file=sys.stdout, highlight=False).print(protocols.render(protocol) if protocol else render_card(cls))
 
 
 @app.command()
@@ -237,7 +239,7 @@ def bench(
         str, typer.Option(metavar="NAME", help="mlp-100, lenet-100, cnn-50, all (these three), resnet18 or scaling.")
     ] = "mlp-100",
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Measured rounds, after a first one.")] = 7,
-    peers: Annotated[str | None, typer.Option(metavar="A,B", help="Among fedcl, loop, pfl and flower-ray.")] = None,
+    peers: Annotated[str | None, typer.Option(metavar="A,B", help="Among fedcl, loop, pfl, flower-ray.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for JSON and chart (default: bench).")] = None,
     device: Device = None,
     quiet: Quiet = False,

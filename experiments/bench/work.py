@@ -85,8 +85,9 @@ def work_of(workload: str, overrides: Sequence[Override]) -> Work:
     dataset = load_dataset(config.data, str(device))
     store, clients = dataset.train, config.federation.clients
     rows = torch.arange(len(store), device=device).reshape(clients, -1)
+    model, shape, classes = config.model, store.shape, dataset.num_classes
     return Work(
-        make=lambda: network(config.model, store.shape, dataset.num_classes).to(device).to(memory_format=layout),
+        make=lambda: network(model, shape, classes).to(device).to(memory_format=layout),
         images=[store.batch(mine).contiguous(memory_format=layout) for mine in rows],
         labels=[store.label_tensor[mine] for mine in rows],
         batch=config.federation.batch_size,

@@ -52,6 +52,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "loop": Contestant(f"{PACKAGE}.peer_loop"),
     "pfl": Contestant(f"{PACKAGE}.peer_pfl", ("pfl",), f"pip install {_PFL}"),
     "flower-ray": Contestant(f"{PACKAGE}.peer_flower", ("ray",), "pip install 'ray>=2.55'"),
+    "flower-ray-kept": Contestant(f"{PACKAGE}.peer_flower_kept", ("ray",), "pip install 'ray>=2.55'"),
 }
 FEW = {"resnet18": (OURS, "loop"), SCALING: (OURS, "loop", "pfl")}
 """Who takes part by default where it is not everyone."""

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 AXES = {"cohort": "Clients in the cohort", "width": "Hidden units of the perceptron"}
 """What ``scaling`` varies."""
 
-LABELS = {OURS: "fedcl", "loop": "bare PyTorch loop", "pfl": "pfl", "flower-ray": "Flower (Ray)"}
+LABELS = {
+    OURS: "fedcl", "loop": "bare PyTorch loop", "pfl": "pfl", "flower-ray": "Flower (Ray), app in a script",
+    "flower-ray-kept": "Flower (Ray), images kept",
+}  # fmt: skip
 
 
 def place(folder: Path) -> Path:

@@ -67,6 +67,7 @@ def fast(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CONTESTANTS, "loop", Contestant(module("b")))
     monkeypatch.setitem(CONTESTANTS, "pfl", Contestant("nothing", ("no_such_package",), "pip install it"))
     monkeypatch.setitem(CONTESTANTS, "flower-ray", Contestant(module("failing")))
+    monkeypatch.setitem(CONTESTANTS, "flower-ray-kept", Contestant(module("failing")))
 
 
 def runs(process: int) -> bool:
@@ -136,8 +137,8 @@ def test_closing_ends_a_busy_contestant_and_its_children(module: Any, tmp_path: 
 @pytest.mark.usefixtures("fast")
 def test_the_result_names_every_contestant(module: Any) -> None:
     result = measure("mlp-100", of_cohort(10), 2, tuple(CONTESTANTS), [], "cpu", lambda line: None)
-    assert set(result["seconds_per_round"]) == {"fedcl", "loop", "pfl", "flower-ray"}
-    assert set(result["ratio"]) == {"loop", "pfl", "flower-ray"}
+    assert set(result["seconds_per_round"]) == {"fedcl", "loop", "pfl", "flower-ray", "flower-ray-kept"}
+    assert set(result["ratio"]) == {"loop", "pfl", "flower-ray", "flower-ray-kept"}
     assert result["device"] == "cpu"
     ours, loop = (sorted(result["seconds"][name]) for name in ("fedcl", "loop"))
     assert result["seconds_per_round"]["fedcl"] == pytest.approx(sum(ours) / 2)
@@ -148,6 +149,7 @@ def test_the_result_names_every_contestant(module: Any) -> None:
     assert result["reasons"] == {
         "pfl": "not installed: there is no no_such_package; pip install it",
         "flower-ray": "ValueError: no more of this",
+        "flower-ray-kept": "ValueError: no more of this",
     }
     assert result["engine"] == {"path": "none"}
     assert result["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -176,7 +178,7 @@ def test_tables_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     captured = capsys.readouterr()
     shown = {line.split("  ")[1]: line for line in captured.out.splitlines() if line.startswith("  ") and line.strip()}
     assert "not installed" in shown["pfl"]
-    assert "failed" in shown["Flower (Ray)"]
+    assert "failed" in shown["Flower (Ray), app in a script"]
     assert " s " in shown["bare PyTorch loop"]
     assert all("failed" in line or "not installed" in line for line in captured.err.splitlines())
     assert json.loads((out / "mlp-100.json").read_text())["workload"] == "mlp-100"
