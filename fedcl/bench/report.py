@@ -21,8 +21,8 @@ AXES = {"cohort": "Clients in the cohort", "width": "Hidden units of the percept
 """What ``scaling`` varies."""
 
 LABELS = {
-    OURS: "fedcl", "loop": "bare PyTorch loop", "pfl": "pfl", "flower-ray": "Flower (Ray), app in a script",
-    "flower-ray-kept": "Flower (Ray), images kept",
+    OURS: "fedcl", "loop": "bare PyTorch loop", "pfl": "pfl", "flower-ray": "Flower Ray",
+    "flower-ray-kept": "Flower Ray (kept)",
 }  # fmt: skip
 
 

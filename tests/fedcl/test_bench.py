@@ -178,7 +178,7 @@ def test_tables_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     captured = capsys.readouterr()
     shown = {line.split("  ")[1]: line for line in captured.out.splitlines() if line.startswith("  ") and line.strip()}
     assert "not installed" in shown["pfl"]
-    assert "failed" in shown["Flower (Ray), app in a script"]
+    assert "failed" in shown["Flower Ray"]
     assert " s " in shown["bare PyTorch loop"]
     assert all("failed" in line or "not installed" in line for line in captured.err.splitlines())
     assert json.loads((out / "mlp-100.json").read_text())["workload"] == "mlp-100"
