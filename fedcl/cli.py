@@ -159,13 +159,17 @@ def show(
 
     _load_plugins(plugin)
     protocol = protocols.find(name)
-    cls = None if protocol else find_class(name)
+    if protocol is None:
+        cls = find_class(name)
+        found, drawn = card_object(cls), render_card(cls)
+    else:
+        found, drawn = protocol.as_object(), protocols.render(protocol)
     if as_json:
-        _print_json(protocol.as_object() if protocol else card_object(cls))
+        _print_json(found)
         return
     from rich.console import Console
 
-    Console(file=sys.stdout, highlight=False).print(protocols.render(protocol) if protocol else render_card(cls))
+    Console(file=sys.stdout, highlight=False).print(drawn)
 
 
 @app.command()

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import presets
+from . import presets, protocols
 from .errors import UsageError
-from .merging import COMMAND_LINE, merge, pair
+from .merging import COMMAND_LINE, pair
 from .presets import Layer
 from .validation import validate
 from .values import parse_options
@@ -170,7 +170,7 @@ class Evaluate:
     batch_size: int = 1024
     personal: bool = True  # also each client on its own test set, where it has one
     probes: list[str] = field(default_factory=list)  # of the frozen encoder after each task: see `fedcl list probes`
-    probe_samples: int = 50  # images of each class and task that probes of pairs and their training see; 0: all
+    probe_samples: int = 20  # images of a class and task that probes train on, and compare one with another; 0: all
 
 
 @dataclass
@@ -187,6 +187,15 @@ class Output:
 
     dir: str = "runs"
     plots: bool = True
+
+
+@dataclass
+class Protocol:
+    """The record of a followed protocol: what ``protocol=NAME`` leaves in ``config.yaml``."""
+
+    name: str = ""
+    fixed: dict[str, Any] = field(default_factory=dict)  # dotted key -> the protocol's value
+    varies: dict[str, Any] = field(default_factory=dict)  # dotted key -> values that its source compares
 
 
 @dataclass
@@ -209,6 +218,7 @@ class Config:
     output: Output = field(default_factory=Output)
     init: str | None = None
     plugins: list[str] = field(default_factory=list)
+    protocol: Protocol = field(default_factory=Protocol)
 
 
 def load_config(
@@ -238,10 +248,13 @@ def load_config(
         stack.append(Layer(asdict(source), "settings"))
     elif isinstance(source, Mapping):
         stack += presets.below(dict(source), Path.cwd(), search, (), "settings")
-    else:
-        stack += presets.layers(presets.find(source or DEFAULT_PRESET, "CONFIG", search), search)
-    stack += _override_layers(overrides, search)
-    config = merge(Config, stack)
+    elif source is not None:
+        stack += presets.layers(presets.find(source, "CONFIG", search), search)
+    above = list(_override_layers(overrides, search))
+    # A protocol says all that matters: what the default stack adds would not be the protocol's.
+    if source is None and not any(layer.protocol for layer in above):
+        stack += presets.layers(presets.find(DEFAULT_PRESET, "CONFIG", search), search)
+    config = protocols.merged(Config, [*stack, *above])
     if config.federation.epochs is None and config.federation.steps is None:
         config.federation.epochs = 1
     validate(config)
@@ -256,9 +269,9 @@ def to_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 (hex) of what decides a run's numbers: no name, output or engine; plugins by their content."""
+    """SHA-256 (hex) of what decides a run's numbers: no name, output, engine or protocol; plugins by content."""
     data = asdict(config)
-    for section in ("name", "output", "engine"):
+    for section in ("name", "output", "engine", "protocol"):
         del data[section]
     files = [Path(plugin) for plugin in config.plugins]
     data["plugins"] = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file) for file in files]
@@ -277,8 +290,11 @@ def _override_layers(
     given: set[str] = set()
     for key, value in pairs:
         if key in ("preset", "protocol"):
-            yield from presets.layers(presets.find(str(value), key, search), search)
+            path = presets.find(str(value), key, search)
+            yield from presets.layers(path, search, protocol=path.stem if key == "protocol" else "")
             continue
+        if key.startswith("protocol."):
+            raise UsageError(key, value, "is written by fedcl; follow a protocol with protocol=NAME", ["protocol"])
         if key in given:
             raise UsageError(key, value, "is given twice")
         given.add(key)

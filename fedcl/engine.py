@@ -21,7 +21,7 @@ import torch
 from . import config as settings
 from .environment import cpu_model, usable_cpus
 from .errors import UsageError
-from .files import write_atomic
+from .files import write_atomic, writing
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
 """Type of the parameters; bf16 is autocast over float32 parameters."""
@@ -54,12 +54,10 @@ ONE_BY_ONE = Choice("sequential", memory_format="channels_last")
 ON_CPU: Mapping[str, Choice] = {
     "mlp": Choice("stacked", chunk=100),
     "lenet": Choice("stacked", chunk=50),
-    "simple_cnn": Choice("stacked", chunk=10),
+    "simple_cnn": Choice("stacked", chunk=25),
     "tiny_vit": Choice("stacked", chunk=10),
 }
 """What was fastest on two processors; all other networks train one by one there."""
-
-CONVOLUTIONS = ("lenet", "simple_cnn")
 
 ALONE: Mapping[str, Choice] = {"mlp": Choice("sequential", threads=1)}
 """One by one, where that is not :data:`ONE_BY_ONE`: a second thread slows the products of one perceptron down."""
@@ -109,8 +107,6 @@ def choose(config: settings.Config, device: torch.device, cohort: int, inputs: i
     if device.type != "cpu":
         return Choice("stacked" if path == "auto" else path)
     choice = ON_CPU.get(config.model.name, ONE_BY_ONE)
-    if config.engine.dtype == "bf16" and config.model.name in CONVOLUTIONS and path == "auto":
-        choice = ONE_BY_ONE  # the processor's own bf16 convolutions are faster than grouped ones
     if path == "auto" or path == choice.path:
         stack = min(cohort, choice.chunk or cohort)
         small = config.model.name == "mlp" and stack * inputs * (config.model.width or 128) < WORTH_THREADS
@@ -199,13 +195,19 @@ def measured() -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        allowed = f"cannot be read ({error}); remove it, or measure again with `fedcl tune`"
+        allowed = f"cannot be read ({error}); remove it, `fedcl tune` makes a new one"
         raise UsageError("the table of measured settings", str(path), allowed) from error
 
 
 def remember(name: str, choice: Choice) -> Path:
-    """Adds a measured choice to the table of this machine."""
+    """Adds a measured choice to the table of this machine.
+
+    Raises:
+        UsageError: the table is damaged.
+        RunFailed: it cannot be written.
+    """
     path = table_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({**measured(), name: asdict(choice)}, indent=1, sort_keys=True).encode())
     return path

@@ -73,8 +73,9 @@ def find_class(name: str) -> type[Any]:
         if entry.cls is not None and name in getattr(entry.cls, "aliases", ()):
             return entry.cls
     known = [known for entry in entries for known in (entry.name, *getattr(entry.cls, "aliases", ()))]
+    known += [protocol.name for protocol in presets.presets(kind="protocols")]
     broken = "".join(f"; {entry.problem}" for entry in entries if entry.cls is None)
-    raise UsageError("NAME", name, f"there is no such strategy, scenario or partition{broken}", known)
+    raise UsageError("NAME", name, f"there is no such strategy, scenario, partition or protocol{broken}", known)
 
 
 def _class_row(entry: registry.Entry) -> Row:

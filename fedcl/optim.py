@@ -271,9 +271,10 @@ class Adam(_Base):
         first, second = self.betas
         # Numbers where they cost no wait for the device; a step count a client, or a traced one, stays a
         # tensor.
-        if ops.fused and step.dim() == 0 and step.device.type == "cpu" and not isinstance(lr, list):
+        if ops.fused and step.dim() == 0 and step.device.type == "cpu":
             count = int(step)
-            return lr / (1.0 - first**count), 1.0 / math.sqrt(1.0 - second**count)
+            bias, unbiased = 1.0 - first**count, 1.0 / math.sqrt(1.0 - second**count)
+            return ([rate / bias for rate in lr] if isinstance(lr, list) else lr / bias), unbiased
         counts = step.to(torch.float64)
         unbias = _like((1.0 - second**counts).rsqrt(), p)
         scales = _like(1.0 / (1.0 - first**counts), p)

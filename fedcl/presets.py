@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .errors import UsageError
+from .protocols import ProtocolCard, parse_card
 from .values import one_line
 
 PACKAGE = "fedcl.experiments"
@@ -23,10 +24,14 @@ class Layer:
     Attributes:
         values: nested mapping, not yet checked, interpolations unresolved.
         where: for messages: a path, or ``command line``.
+        protocol: name of the protocol that these settings belong to, or ''.
+        card: the ``card`` section of a protocol's own file.
     """
 
     values: dict[str, Any]
     where: str
+    protocol: str = ""
+    card: ProtocolCard | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,15 @@ def find(source: str | Path, key: str, search: Sequence[Path] = ()) -> Path:
     raise UsageError(key, text, f"there is no such {what}{listed}", [*names, *(f"{n}.yaml" for n in names)])
 
 
-def layers(path: Path, search: Sequence[Path] = (), chain: tuple[Path, ...] = ()) -> Iterator[Layer]:
-    """The layers of a YAML file: those of its ``presets`` in order, then its own.
+def layers(
+    path: Path, search: Sequence[Path] = (), chain: tuple[Path, ...] = (), protocol: str = ""
+) -> Iterator[Layer]:
+    """The layers of a YAML file: those of its ``presets`` in order, of its ``protocol``, then its own.
+
+    A file with a ``card``, or from a folder ``protocols``, is a protocol: with all that it builds on.
+
+    Args:
+        protocol: the protocol that builds on this file, or ''.
 
     Raises:
         UsageError: a file that cannot be read or parsed, or presets that name each other in a circle.
@@ -99,13 +111,23 @@ def layers(path: Path, search: Sequence[Path] = (), chain: tuple[Path, ...] = ()
     if path in chain:
         circle = " -> ".join(step.name for step in (*chain[chain.index(path) :], path))
         raise UsageError("presets", path.name, f"presets name each other in a circle: {circle}")
-    yield from below(read(path), path.parent, search, (*chain, path), str(path))
+    values = read(path)
+    if not protocol and ("card" in values or path.parent.name == "protocols"):
+        protocol = path.stem
+    yield from below(values, path.parent, search, (*chain, path), str(path), protocol)
 
 
 def below(
-    values: dict[str, Any], folder: Path, search: Sequence[Path], chain: tuple[Path, ...], where: str
+    values: dict[str, Any],
+    folder: Path,
+    search: Sequence[Path],
+    chain: tuple[Path, ...],
+    where: str,
+    protocol: str = "",
 ) -> Iterator[Layer]:
-    """The layers of settings that may name ``presets``; relative paths start at ``folder``."""
+    """The layers of settings that may name ``presets`` and a ``protocol``; relative paths start at ``folder``."""
+    card = parse_card(values.pop("card"), where) if "card" in values else None
+    followed = values.pop("protocol") if isinstance(values.get("protocol"), str) else None
     names = values.pop("presets", [])
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
@@ -116,8 +138,12 @@ def below(
         if target is not None and not target.is_file():
             known = [preset.name for preset in presets(search)]
             raise UsageError("presets", name, f"there is no such file beside {where}", known)
-        yield from layers(target or _named(name, search), search, chain)
-    yield Layer(_absolute_plugins(values, folder), where)
+        yield from layers(target or _named(name, search), search, chain, protocol)
+    if followed is not None:
+        beside = folder / Path(followed).expanduser()
+        named = beside if beside.suffix in SUFFIXES and beside.is_file() else find(followed, "protocol", search)
+        yield from layers(named, search, chain, protocol or named.stem)
+    yield Layer(_absolute_plugins(values, folder), where, protocol, card)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .metrics.calibration import CalibrationBins
 from .metrics.matrix import mean_or_none
 from .metrics.moments import ClassMoments
 from .metrics.probes import NEIGHBOURS, fit_linear, knn_scores, nearest_mean_scores
-from .metrics.retrieval import retrieve
+from .metrics.retrieval import recall_at_1, retrieve
 from .metrics.similarity import FeatureDrift, linear_cka, prototype_error
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ DORMANT = 0.025
 
 def _nearest_mean(m: Measurement) -> Values:
     queries = F.normalize(m.test.features, dim=1)
-    return m.with_forgetting("nearest_mean", nearest_mean_scores(queries, m.unit_moments) if len(m.train.labels) else None)
+    return m.with_forgetting(
+        "nearest_mean", nearest_mean_scores(queries, m.unit_moments) if len(m.train.labels) else None
+    )
 
 
 def _knn(m: Measurement) -> Values:
@@ -57,8 +59,7 @@ def _compatibility(m: Measurement) -> Values:
     found: Values = {}
     for task in range(m.task + 1):
         kept = {"features": now} if task == m.task else m.past(task)
-        scores = None if kept is None else retrieve(now, labels, kept["features"].to(now.dtype), labels, own)
-        found[f"task_{task}"] = None if scores is None else scores.recall(1)
+        found[f"task_{task}"] = None if kept is None else recall_at_1(now, labels, kept["features"], labels, own)
     table = m.triangle("compatibility", found)
     return {
         **found,

@@ -1,7 +1,7 @@
 """Probes of the frozen global encoder after every task: what the representation still knows, whatever the head says.
 
-A task's values stand in the state's records, so that a resumed run keeps them. Probes that compare with earlier models read
-the features that these models gave to a fixed panel of test images, kept in the run folder.
+A task's values stand in the state's records, so that a resumed run keeps them. Probes that compare with earlier models
+read the features that these models gave to a fixed panel of test images, kept in the run folder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
@@ -40,7 +40,7 @@ PROBES_CSV = "probes.csv"
 
 @dataclass(frozen=True)
 class Frozen:
-    """What the model gives for images: features (N, d), logits (N, C), labels (N,) and the tasks they belong to (N,)."""
+    """What the model gives for images: features (N, d), logits (N, C); their labels (N,) and tasks (N,)."""
 
     features: Tensor
     logits: Tensor
@@ -94,7 +94,9 @@ class Probing:
         """(rows, tasks) of the training images and of the test images that probes of single pairs look at."""
         stream, config = self.evaluator.stream, self.evaluator.node.config
         most = config.evaluate.probe_samples
-        train = panel_rows([s.train_ids for s in stream.stages], stream.train_labels, most, config.seed, "probe", "train")
+        train = panel_rows(
+            [s.train_ids for s in stream.stages], stream.train_labels, most, config.seed, "probe", "train"
+        )
         test = panel_rows([s.test_ids for s in stream.stages], stream.test_labels, most, config.seed, "probe", "test")
         return train, test
 
@@ -139,7 +141,7 @@ class Probing:
         """
         node = self.evaluator.node
         features, logits = [], []
-        for part in torch.from_numpy(rows).to(store.device).split(node.config.evaluate.batch_size):
+        for part in torch.split(torch.from_numpy(rows).to(store.device), node.config.evaluate.batch_size):
             if node.stop():
                 raise Interrupted("interrupted during probes")
             with node.autocast():
@@ -173,7 +175,7 @@ class Measurement:
 
     @cached_property
     def _tests(self) -> tuple[Frozen, int]:
-        """All test images of the tasks so far, then those of the panel that are still to come; how many the former are."""
+        """All test images of the tasks so far, then the panel's that are still to come; how many the former are."""
         evaluator = self.probing.evaluator
         stages = evaluator.stream.stages[: self.task + 1]
         rows = np.concatenate([s.test_ids for s in stages])

@@ -13,6 +13,7 @@ from .metrics.clients import summarise_client_matrices, temporal_forgetting
 from .metrics.matrix import forgetting, mean_or_none, summary_metrics
 from .metrics.streams import stream_metrics
 from .probing import PROBES_CSV, Probing, probes_csv
+from .protocols import label
 
 if TYPE_CHECKING:
     from .build import Experiment
@@ -240,7 +241,7 @@ class Recorder:
         config = self.config
         return {
             "name": config.name, "seed": config.seed, "strategy": list(config.strategy),
-            "scenario": config.scenario.name,
+            "scenario": config.scenario.name, "protocol": label(config),
         }  # fmt: skip
 
     def stop(self, status: str, cause: str | None) -> None:

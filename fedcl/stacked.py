@@ -27,9 +27,6 @@ from .training import Client, NamedModels, Trained, blame, not_finite, total_los
 Stacked = dict[str, Tensor]
 """Arrays with a leading axis of clients."""
 
-Axes = dict[str, int | None]
-"""The axis of clients of each array; None: one array for all."""
-
 
 class Bank:
     """Named arrays of the clients of a stack; one that is the same tensor for all of them stays a single one.
@@ -61,8 +58,8 @@ class Bank:
         count = group.count
         return {n: a.expand(count, *a.shape) if n in self.common else a for n, a in self.pick(group).items()}
 
-    def axes(self) -> Axes:
-        """For ``vmap``."""
+    def axes(self) -> dict[str, int | None]:
+        """The axis of clients of each array, for ``vmap``; None: one array for all."""
         return {n: None if n in self.common else 0 for n in self.arrays}
 
     def put(self, group: Group, values: Stacked) -> None:
@@ -128,7 +125,7 @@ class Training:
     def __init__(self, plans: list[Plan]) -> None:
         self.plans = plans
         self.first = plans[0].client
-        self.node = node = self.first.node
+        self.node = node = self.first.node.contiguous
         clients = [p.client for p in plans]
         device = node.store.device
         received = [c.received for c in clients]
@@ -149,6 +146,7 @@ class Training:
         # Every client that is still active has taken the same number of steps.
         self.steps_taken = moments.pop("step")
         self.moments = Bank([moments] * len(plans), list(moments))
+        self.rates = self.learning_rates()
         self.edits = [s for s in node.stack if type(s).edit_gradients is not Strategy.edit_gradients]
         self.afters = [s for s in node.stack if type(s).after_step is not Strategy.after_step]
         self.sums: Stacked = {}
@@ -203,7 +201,8 @@ class Training:
         moments = {"step": self.steps_taken, **self.moments.spread(group)}
         # A strategy's after_step may return arrays of others; after it nothing is known to be the stack's own.
         owned = not (self.params.common or self.moments.common or self.afters)
-        rate = self.rate(index, group)
+        rate = self.rates[index]
+        rate = rate[group.rows] if isinstance(rate, Tensor) else rate
         params, moments = node.optimiser.update(self.params.spread(group), grads, moments, rate, owned)
         if self.afters:
             params = vmap(self.afterwards(position, source), (axes, 0), randomness="error")(lanes, params)
@@ -212,22 +211,27 @@ class Training:
         self.moments.put(group, moments)
         self.buffers.put(group, buffers)
 
-    def rate(self, index: int, group: Group) -> float | Tensor:
-        """The learning rate of a step: a number, or (rows,) where a schedule over steps differs between clients."""
+    def learning_rates(self) -> Sequence[float | Tensor]:
+        """The learning rate of each step: a number, or (K,) where a schedule over steps differs between clients."""
         node, header = self.node, self.first.header
         lengths = [len(p.batches) for p in self.plans]
         if node.config.optimiser.per != "step":
             lengths = lengths[:1]
-        rates = [
-            schedule(
-                node.config.optimiser, step=index, round=header.round, task=header.task,
-                total=node.schedule_total(length, header),
-            )
-            for length in lengths
+        columns = [
+            [
+                schedule(
+                    node.config.optimiser, step=index, round=header.round, task=header.task,
+                    total=node.schedule_total(length, header),
+                )
+                for length in lengths
+            ]
+            for index in range(len(self.groups))
         ]  # fmt: skip
-        if len(set(rates)) == 1:
-            return rates[0]
-        return torch.tensor(rates, dtype=torch.float64).to(self.node.store.device)[group.rows]
+        if all(len(set(column)) == 1 for column in columns):
+            return [column[0] for column in columns]
+        # In one transfer, so that no step waits for the device.
+        table = torch.tensor(columns, dtype=torch.float64).to(node.store.device)
+        return list(table.unbind(0))
 
     def gradients(self, position: Tensor, source: Tensor) -> Callable[..., Any]:
         """A function of one lane: gradients, (loss terms, new buffers)."""
@@ -283,7 +287,7 @@ class Training:
         received = {n: own.get(n, a) for n, a in first.received.items()}
         previous = first.models.named["stage:previous"]
         models = NamedModels(
-            node, {"received": received, "stage:previous": {n: own.get(n, a) for n, a in previous.items()}}
+            node, {"received": received, "stage:previous": {n: lane["private"].get(n, a) for n, a in previous.items()}}
         )
         states = {s.name: SharedState(self.unlike.get(s.name, ())) for s in node.stack}
         for name, array in lane["state"].items():

@@ -414,7 +414,9 @@ def partition_stream(
     newcomers = held_out_clients(config, clients)
     train: list[tuple[Ids, ...]] = []
     test: list[tuple[Ids, ...]] = []
-    for stage, parts in zip(stream.stages, _parts(stream, partition, config, clients, seed, columns or {}), strict=True):
+    for stage, parts in zip(
+        stream.stages, _parts(stream, partition, config, clients, seed, columns or {}), strict=True
+    ):
         held = [stage.train_ids[part] for part in parts]
         if kind == "holdout":
             cut = [_hold_out(ids, share, seed, stage.index, k) for k, ids in enumerate(held)]

@@ -22,8 +22,7 @@ from .optim import clip_by_norm
 from .rates import schedule
 from .strategy import Arrays, Batch, ClientContext, Source, Stack, Step, Strategy, narrowed
 
-Picked = npt.NDArray[np.int64]
-"""Indices into a client's images."""
+Picked = npt.NDArray[np.int64]  # indices into a client's images
 
 if TYPE_CHECKING:
     from .federation.call import Header
@@ -33,9 +32,8 @@ if TYPE_CHECKING:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that an allocation failed, on a device or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 @contextmanager
@@ -244,10 +242,13 @@ def train_client(client: Client, limit: int | None = None) -> Trained:
     # A strategy's after_step may return arrays of others; before the first step all are the server's.
     after = any(type(s).after_step is not Strategy.after_step for s in stack)
     sums: dict[str, Tensor] = {}
-    for index, picked in enumerate(batches):
+    # In one transfer each, so that no step waits for the device.
+    positions = torch.arange(len(batches), dtype=torch.int64).to(store.device)
+    moved = torch.from_numpy(np.concatenate(batches) if batches else np.zeros(0, np.int64)).to(store.device)
+    for index, picked in enumerate(torch.split(moved, [len(b) for b in batches])):
         if node.stop():
             raise Interrupted("interrupted during local training")
-        position = torch.tensor(index, dtype=torch.int64, device=store.device)
+        position = positions[index]
         batch = gather(client, picked, [next(s) for _, s in sources])
         for strategy in stack:
             with blame(strategy, "prepare"):
@@ -310,10 +311,10 @@ def extra_sources(stack: Stack, client: Client) -> list[tuple[Source, Iterator[T
     return found
 
 
-def gather(client: Client, picked: Picked, extra: list[Tensor]) -> Batch:
+def gather(client: Client, picked: Tensor, extra: list[Tensor]) -> Batch:
     """The stream's batch followed by one of each extra source."""
     store = client.node.store
-    parts = [client.ids[torch.from_numpy(picked).to(client.ids.device)], *extra]
+    parts = [client.ids[picked], *extra]
     ids = torch.cat(parts)
     source = torch.cat([torch.full_like(p, i) for i, p in enumerate(parts)])
     return Batch(store.gather(ids), store.label_tensor[ids], ids, source)

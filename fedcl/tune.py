@@ -14,8 +14,9 @@ import torch
 
 from . import config as settings
 from .engine import Choice, cohort_size, device_of, key, remember
+from .engine import measured as measured_before
 from .environment import usable_cpus
-from .errors import RunFailed
+from .errors import Interrupted, RunFailed
 from .progress import QuietProgress, Standing
 from .resolve import resolve
 from .run import execute
@@ -90,6 +91,10 @@ def tune(config: settings.Config, rounds: int, tell: Callable[[Trial], None]) ->
         RunFailed: no way works; the first reason is given.
     """
     device = device_of(config.engine.device)
+    name = key(config, device)
+    known = measured_before().get(name)
+    if known is not None:  # a table that cannot be read or written is better found before the trials
+        remember(name, Choice(**known))
     trials: list[Trial] = []
 
     def measure(choice: Choice) -> None:
@@ -103,7 +108,7 @@ def tune(config: settings.Config, rounds: int, tell: Callable[[Trial], None]) ->
     if device.type == "cpu" and usable_cpus() > 1:
         measure(replace(best.choice, threads=1))
         best = fastest(trials)
-    return Tuned(key(config, device), trials, best, remember(key(config, device), best.choice))
+    return Tuned(name, trials, best, remember(name, best.choice))
 
 
 def candidates(device: torch.device, cohort: int) -> Iterator[Choice]:
@@ -130,6 +135,8 @@ def measured(config: settings.Config, choice: Choice, rounds: int) -> Trial:
             execute(short, progress=clock)
         except RunFailed as error:
             return Trial(choice, None, str(error))
+        except Interrupted:
+            raise Interrupted("interrupted; nothing was kept") from None
     gaps = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
     return Trial(choice, statistics.median(gaps))
 

@@ -65,6 +65,7 @@ _AT_LEAST: dict[str, int] = {
     "optimiser.warmup": 0,
     "engine.threads": 0,
     "engine.nodes": 0,
+    "engine.chunk": 0,
     "engine.client_cpus": 0,
     "engine.client_gpus": 0,
     "evaluate.every": 0,
@@ -181,7 +182,8 @@ def _check_scenario(config: Config) -> None:
 def _check_partition(config: Config) -> None:
     partition = config.partition
     if partition.held_out > 1 and partition.held_out != int(partition.held_out):
-        raise UsageError("partition.held_out", partition.held_out, "must be a whole number of clients or a share below 1")
+        allowed = "must be a whole number of clients or a share below 1"
+        raise UsageError("partition.held_out", partition.held_out, allowed)
     if not partition.size:
         return
     if partition.test != "global":

@@ -11,11 +11,20 @@ from fedcl import config as settings
 from fedcl.errors import UsageError
 from fedcl.stream import DatasetLabels, Ids, Stage, Stream
 
-_SPECIFIC = (
-    "base", "increment", "benchmark", "shift", "datasets", "angles", "disjoint", "blurred", "overlap", "steps", "shots",
-    "of", "imbalance", "tail", "noise", "noise_rate",
-)  # fmt: skip
-"""Keys that only some scenarios read; ``tasks`` has a default that cannot be told from a choice."""
+_READERS = {
+    ("base", "increment"): "class_incremental, few_shot and linear_blurry",
+    ("benchmark",): "benchmark",
+    ("shift",): "domain_incremental",
+    ("datasets",): "domain_incremental and shift=given",
+    ("angles",): "domain_incremental and shift=rotated",
+    ("disjoint", "blurred"): "i_blurry and si_blurry",
+    ("overlap", "steps"): "linear_blurry",
+    ("shots",): "few_shot",
+    ("of",): "long_tailed and noisy_labels",
+    ("imbalance", "tail"): "long_tailed",
+    ("noise", "noise_rate"): "noisy_labels",
+}
+"""Keys that only some scenarios read, and which; ``tasks`` has a default that cannot be told from a choice."""
 
 
 def refuse_unread(config: settings.Scenario, name: str, reads: Sequence[str]) -> None:
@@ -25,9 +34,11 @@ def refuse_unread(config: settings.Scenario, name: str, reads: Sequence[str]) ->
         UsageError: a key outside ``reads`` differs from its default.
     """
     plain = settings.Scenario()
-    for key in _SPECIFIC:
-        if key not in reads and getattr(config, key) != getattr(plain, key):
-            raise UsageError(f"scenario.{key}", getattr(config, key), f"is not read with scenario.name={name}")
+    for keys, readers in _READERS.items():
+        for key in keys:
+            if key not in reads and getattr(config, key) != getattr(plain, key):
+                allowed = f"is not read with scenario.name={name}, only with scenario.name={readers}"
+                raise UsageError(f"scenario.{key}", getattr(config, key), allowed)
 
 
 def share(key: str, value: float, most: float = 1) -> Fraction:

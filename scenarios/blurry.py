@@ -134,16 +134,12 @@ def pool_sizes(classes: int, tasks: int, disjoint: Fraction) -> tuple[int, int]:
     ((50, 50), (3, 6))
 
     Raises:
-        UsageError: more tasks than classes, or so many that no class is left.
+        UsageError: more tasks than classes.
     """
     if not 1 <= tasks <= classes:
         raise UsageError("scenario.tasks", tasks, f"1 to {classes}: the dataset has {classes} classes")
     fixed = math.floor(disjoint * classes) // tasks * tasks
-    mixed = (classes - fixed) // tasks * tasks
-    if not fixed + mixed:
-        allowed = f"fewer: neither kind of the {classes} classes fills {tasks} tasks"
-        raise UsageError("scenario.tasks", tasks, allowed)
-    return fixed, mixed
+    return fixed, (classes - fixed) // tasks * tasks
 
 
 def _cuts(bound: int, tasks: int, *stream: object) -> list[int]:

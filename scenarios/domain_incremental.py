@@ -35,7 +35,7 @@ class DomainIncremental(Scenario):
         certainty="Certain for given domains. Permuted pixels are those of Goodfellow et al. 2013, rotated images "
         "those of Lopez-Paz and Ranzato 2017; whether the first task is left as it is differs between papers.",
         notes="scenario.shift=given: a task for each domain in the order of data.domains (all domains: by name), or "
-        "for data.name and each of scenario.datasets, which must have the same classes and image shape (data.size helps). "
+        "for data.name and each of scenario.datasets, of the same classes and image shape (data.size helps). "
         "permuted: scenario.tasks random orders of pixels, equal in all channels. rotated: task t turned by t * 180 / "
         "tasks degrees counter-clockwise, or by scenario.angles; corners are black. The first of the tasks sees the "
         "images as they are (with angles: at its angle). Every permuted or rotated task has all images of the dataset, "

@@ -36,8 +36,8 @@ class LinearBlurry(Scenario):
         "overlap / 4 of their images into each neighbour. A class counts for the task that shows its first image, so "
         "with an overlap the last task exposes nothing new: its column of the accuracy matrix is empty, the plain "
         "averages are undefined and the weighted ones are what to read.",
-        deviations="Avalanche draws sets at random and passes over each again and again; here each image is dealt once, "
-        "in the expected numbers.",
+        deviations="Avalanche draws sets at random and passes over each again and again; here each image is dealt "
+        "once, in the expected numbers.",
     )
 
     def build(self, data: DatasetLabels, config: settings.Scenario, validation: float, seed: int) -> Stream:

@@ -27,7 +27,6 @@ from fedcl.bench.turns import Turns
 from fedcl.environment import usable_cpus
 from fedcl.experiments.bench.work import Work, kept_work_of, work_of
 
-
 Load = Callable[[], Work]
 """Gives a worker its images; called for every message."""
 

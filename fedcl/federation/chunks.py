@@ -59,6 +59,7 @@ def train_chunks(node: Node, call: Call, numbers: list[int], changes: list[dict[
             continue
         at += len(done.clients)
         yield done
+        del done  # its memory is for the next chunk
 
 
 def try_chunk(node: Node, call: Call, numbers: list[int]) -> Cohort | None:

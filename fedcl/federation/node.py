@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,6 +85,11 @@ class Node:
             if answer != "shared":
                 return answer
         return "shared"
+
+    @cached_property
+    def contiguous(self) -> Node:
+        """The same node for stacked training: under ``vmap`` no other memory format can be asked for."""
+        return replace(self, channels_last=False) if self.channels_last else self
 
     @cached_property
     def _constant(self) -> set[str]:
@@ -243,6 +248,7 @@ class Node:
                 weights = [self.weight(cohort.clients[place][1]) for place in cohort.active]
                 reducer.add_stack(stack, weights)
                 uploaded += nbytes(stack)
+            client = result = cohort = stack = None  # type: ignore[assignment]  # their memory is for the next chunk
         arrays, facts = reducer.partial()
         measured = {
             "bytes_up": uploaded, "steps": steps, "samples": samples, "dropped": dropped, "idle": idle,

@@ -112,7 +112,8 @@ class Reducer:
             entry.weight += weight
         else:
             pick = torch.maximum if entry.rule == "max" else torch.minimum
-            entry.value = array if entry.value is None else pick(entry.value, array)
+            # A copy: the array may be a row of a whole stack.
+            entry.value = array.clone() if entry.value is None else pick(entry.value, array)
 
     def partial(self) -> tuple[Arrays, dict[str, Any]]:
         """What a node sends on: arrays, and per name the facts to merge and finish them."""
@@ -192,13 +193,17 @@ def _accumulate(entry: Entry, array: Tensor, weight: float = 1.0) -> None:
     if entry.value is None or entry.low is None:
         entry.value = torch.zeros(array.shape, dtype=torch.float64, device=array.device)
         entry.low = torch.zeros_like(entry.value)
-    block = _BLOCK if array.device.type == "cpu" else max(array.numel(), 1)
-    parts = (torch.split(flat.reshape(-1), block) for flat in (entry.value, entry.low, array))
+    block = min(_BLOCK, array.numel()) if array.device.type == "cpu" else array.numel()
+    scratch = torch.empty(3, block, dtype=torch.float64, device=array.device)
+    parts = (torch.split(flat.reshape(-1), max(block, 1)) for flat in (entry.value, entry.low, array))
     for high, low, part in zip(*parts, strict=True):
-        added = part.to(torch.float64) * weight
-        total = high + added
-        back = total - high
-        low += (high - (total - back)) + (added - back)
+        added, total, back = scratch[:, : len(part)]
+        added.copy_(part).mul_(weight)
+        torch.add(high, added, out=total)
+        torch.sub(total, high, out=back)
+        low.add_(added.sub_(back))
+        torch.sub(total, back, out=added)
+        low.add_(high.sub_(added))
         high.copy_(total)
 
 

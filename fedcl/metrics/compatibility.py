@@ -1,8 +1,8 @@
 """Can new features search an old gallery? Metrics of the compatibility matrix of CL2R.
 
 ``C[k, i]`` is a retrieval score in [0, 1] with queries from the model after task k and the gallery from the model after
-task i <= k; above the diagonal nothing is measured (None or NaN). Source of all: Biondi et al., CL2R: Compatible Lifelong
-Learning Representations, ACM TOMM 2023, section 5.1. Every function raises ValueError if the matrix is not square or an
+task i <= k; above the diagonal nothing is measured (None or NaN). Source of all: Biondi et al., CL2R: Compatible
+Lifelong Learning Representations, ACM TOMM 2023. Every function raises ValueError if the matrix is not square or an
 entry is outside [0, 1]. With one task only :func:`average_compatibility_score` is defined.
 """
 

@@ -1,7 +1,7 @@
 """The forgetting numbers of the field, each by a name of its own, from one accuracy matrix.
 
 They agree on the idea (what a task once scored, less what it scores at the end) and differ in which rows "once" may be,
-and in what the mean is divided by. ``docs/metrics.md`` says who computes which. ``R[i, j]`` and undefined entries are as in
+and in what the mean is divided by. ``docs/metrics.md`` says who computes which. Entries are as in
 :mod:`fedcl.metrics.matrix`.
 """
 
@@ -105,8 +105,8 @@ def forgetting_by(name: str, matrix: Matrix) -> float | None:
 def forgetting_per_class(accuracies: Sequence[Sequence[float | None]]) -> float | None:
     """``mean_c (best past accuracy of class c - its last one)`` over the classes that were tested more than once.
 
-    Source: Koh et al., i-Blurry, ICLR 2022 (F_last). For streams whose tasks share classes, where a column of the accuracy
-    matrix is no unit of learning.
+    Source: Koh et al., i-Blurry, ICLR 2022 (F_last). For streams whose tasks share classes, where a column of the
+    accuracy matrix is no unit of learning.
 
     Args:
         accuracies: accuracy of each class at each evaluation, (E, C); None before the class was exposed.

@@ -43,7 +43,7 @@ def uniformity(features: Tensor, t: float = 2.0) -> float | None:
     unit = F.normalize(features, dim=1)
     own = torch.arange(count, device=unit.device)
     total = 0.0
-    for rows in own.split(_ROWS):
+    for rows in torch.split(own, _ROWS):
         distances = (2.0 - 2.0 * (unit[rows] @ unit.T)).clamp_(min=0.0)
         kernel = distances.mul_(-t).exp_()
         kernel[torch.arange(len(rows), device=unit.device), rows] = 0.0
@@ -77,8 +77,8 @@ def tolerance(unit_moments: ClassMoments) -> float | None:
 def neural_collapse(moments: ClassMoments, weight: Tensor | None = None) -> dict[str, float | None]:
     """NC1 to NC3 and CDNV of training features; every class with samples counts alike in the means.
 
-    With K classes, ``M`` the class means less their mean (K, d), Σ_W the within-class covariance over all samples, Σ_B =
-    MᵀM / K and ``E = (I - 11ᵀ/K) / sqrt(K-1)``, the Gram matrix of a simplex of norm 1:
+    With K classes, ``M`` the class means less their mean (K, d), Σ_W the within-class covariance over all samples,
+    Σ_B = MᵀM / K and ``E = (I - 11ᵀ/K) / sqrt(K-1)``, the Gram matrix of a simplex of norm 1:
 
     - ``nc1`` = tr(Σ_W Σ_B⁺) / K, within-class variability against between-class;
     - ``nc2_norms`` = std / mean of ||M_c||, and ``nc2_angles`` = mean over c ≠ c' of |cos(M_c, M_c') + 1/(K-1)|;
@@ -86,9 +86,9 @@ def neural_collapse(moments: ClassMoments, weight: Tensor | None = None) -> dict
       self-duality with the means;
     - ``cdnv`` = mean over pairs of (Var_c + Var_c') / (2 ||μ_c - μ_c'||²).
 
-    All are 0 when collapse is complete. None with one class, where means coincide, or (the two of the head) without one.
-    Sources: Papyan et al., PNAS 2020 (NC1, NC2); Zhu et al., A Geometric Analysis of Neural Collapse, NeurIPS 2021 (forms
-    with E); Galanti et al., On the Role of Neural Collapse in Transfer Learning, ICLR 2022 (CDNV).
+    All are 0 when collapse is complete. None with one class, where means coincide, or (the two of the head) without
+    one. Sources: Papyan et al., PNAS 2020 (NC1, NC2); Zhu et al., A Geometric Analysis of Neural Collapse, NeurIPS 2021
+    (forms with E); Galanti et al., On the Role of Neural Collapse in Transfer Learning, ICLR 2022 (CDNV).
 
     Args:
         moments: of the training features.

@@ -58,7 +58,7 @@ class ClassMoments:
         if self.means.shape != other.means.shape:
             raise ValueError(f"cannot add moments of {tuple(other.means.shape)} to {tuple(self.means.shape)}")
         counts = self.counts + other.counts
-        share = other.counts / counts.clamp(min=1)
+        share = other.counts.to(torch.float64) / counts.clamp(min=1)
         gap = other.means - self.means
         weight = self.counts * share
         return ClassMoments(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,10 +30,10 @@ def nearest_mean_scores(queries: Tensor, moments: ClassMoments) -> Tensor:
     >>> nearest_mean_scores(torch.tensor([[1.0]]), found).tolist()
     [[-1.0, -3.0]]
     """
-    means = moments.means.to(queries.dtype)
-    # Not by the Gram identity: it loses half of the digits where means are close together.
-    distances = torch.cdist(queries, means, compute_mode="donot_use_mm_for_euclid_dist")
-    return (-distances).masked_fill(~moments.present, -torch.inf)
+    # By ||q||² + ||μ||² - 2 qμ, in float64: that costs half of the digits where means are close together.
+    q, means = queries.to(torch.float64), moments.means
+    squares = q.square().sum(1, keepdim=True) + means.square().sum(1) - 2.0 * (q @ means.T)
+    return (-squares.clamp(min=0.0).sqrt()).masked_fill(~moments.present, -torch.inf)
 
 
 def knn_scores(
@@ -64,7 +66,7 @@ def knn_scores(
         raise ValueError(f"k lies in [1, {len(gallery)}], the size of the gallery; got {k}")
     unit = F.normalize(gallery, dim=1)
     scores = []
-    for part in F.normalize(queries, dim=1).split(_ROWS):
+    for part in torch.split(F.normalize(queries, dim=1), _ROWS):
         similarity, place = (part @ unit.T).topk(k, dim=1)
         # Relative to the nearest: the same winner, and no overflow at small temperatures.
         votes = ((similarity - similarity[:, :1]) / temperature).exp()
@@ -100,7 +102,7 @@ def fit_linear(
     """Multinomial logistic regression of frozen features by L-BFGS: ``min sum_i CE_i + ||W||² / (2 strength)``.
 
     The objective is that of scikit-learn's ``LogisticRegression(C=strength)``; features are standardised first (a
-    constant dimension is only centred), and the bias is not penalised. It is convex, so the start does not matter: zeros.
+    constant dimension is only centred), and the bias is not penalised. It is convex: any start ends at the same place.
 
     Args:
         features: (N, d), N at least 1.
@@ -114,6 +116,8 @@ def fit_linear(
     >>> probe.scores(torch.tensor([[0.5], [2.9]])).argmax(dim=1).tolist()
     [0, 2]
     """
+    from scipy.optimize import minimize
+
     check_labels(features, labels, num_classes)
     if not len(features):
         raise ValueError("a linear probe needs at least one training feature")
@@ -122,24 +126,27 @@ def fit_linear(
     scale = x.std(0, correction=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     x = (x - mean) / scale
-    present, target = labels.unique(return_inverse=True)
-    # One tensor of weight and bias: L-BFGS works on it as on one vector.
-    both = x.new_zeros(len(present), x.shape[1] + 1).requires_grad_()
-    search = torch.optim.LBFGS(
-        [both], max_iter=steps, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
+    present, target = torch.unique(labels, return_inverse=True)
+    shape = (len(present), x.shape[1] + 1)
+    wanted = F.one_hot(target, len(present)).to(torch.float64)
+    decay = 1.0 / (strength * len(x))
 
-    def objective() -> Tensor:
-        search.zero_grad()
-        errors = F.cross_entropy(F.linear(x, both[:, :-1], both[:, -1]), target)
-        value = errors + both[:, :-1].square().sum() / (2 * strength * len(x))
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+    def objective(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        both = torch.from_numpy(flat).to(x.device).reshape(shape)
+        weight = both[:, :-1]
+        logs = F.linear(x, weight, both[:, -1]).log_softmax(dim=1)
+        value = -(logs * wanted).sum() / len(x) + 0.5 * decay * weight.square().sum()
+        error = (logs.exp() - wanted) / len(x)
+        slope = torch.cat([error.T @ x + decay * weight, error.sum(0)[:, None]], dim=1)
+        return float(value), slope.flatten().cpu().numpy()
 
-    with torch.enable_grad():
-        search.step(objective)
-        loss = float(objective().detach()) * len(x)
-    found = both.detach()
+    # SciPy's: the first optimiser of torch.optim in a process costs seconds of imports.
+    end = minimize(
+        objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B",
+        options={"maxiter": steps, "gtol": 1e-5, "ftol": 0.0, "maxcor": 20},
+    )  # fmt: skip
+    found = torch.from_numpy(end.x).to(x.device).reshape(shape)
+    loss = float(end.fun) * len(x)
     weight = found.new_zeros(num_classes, x.shape[1]).index_copy(0, present, found[:, :-1])
     bias = found.new_full((num_classes,), -torch.inf).index_copy(0, present, found[:, -1])
     return LinearProbe(weight, bias, mean, scale, loss)

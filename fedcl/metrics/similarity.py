@@ -79,7 +79,14 @@ def linear_cka(x: Tensor, y: Tensor) -> float | None:
     >>> linear_cka(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[3.0], [1.0]]))
     1.0
     """
-    return PairMoments.of(x, y).cka()
+    if len(x) >= min(x.shape[-1], y.shape[-1]):
+        return PairMoments.of(x, y).cka()
+    _check_pairs(x, y)
+    # ||XᵀY||_F² is the product of the Gram matrices of the images, which are smaller here than those of the dimensions.
+    a, b = (f.to(torch.float64) - f.to(torch.float64).sum(0) / max(len(f), 1) for f in (x, y))
+    one, two = a @ a.T, b @ b.T
+    scale = float(one.norm() * two.norm())
+    return float((one * two).sum()) / scale if scale > 0 else None
 
 
 @dataclass(frozen=True)

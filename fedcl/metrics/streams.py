@@ -1,5 +1,7 @@
-"""Metrics of whole streams beside those of :mod:`fedcl.metrics.matrix`: against a joint model, few-shot sessions, online
-streams, memory budgets. Matrices, undefined entries and errors are as there.
+"""Metrics of whole streams beside those of :mod:`fedcl.metrics.matrix`.
+
+Against a joint model, of few-shot sessions, online streams and memory budgets. Matrices, undefined entries and errors
+are as there.
 """
 
 from __future__ import annotations
@@ -78,8 +80,8 @@ def anytime_accuracy(accuracies: Row, samples: Sequence[int] | None = None) -> f
 def session_accuracy(matrix: Matrix, test_counts: Counts) -> list[float | None]:
     """Accuracy after each session of a few-shot stream on the test images of all classes so far, (T,).
 
-    Source: Tao et al., Few-Shot Class-Incremental Learning, CVPR 2020. It is :func:`seen_accuracy_weighted` by the field's
-    name: images count alike, so the large base session weighs most.
+    Source: Tao et al., Few-Shot Class-Incremental Learning, CVPR 2020. It is :func:`seen_accuracy_weighted` by the
+    field's name: images count alike, so the large base session weighs most.
 
     >>> session_accuracy([[0.5, 0.0], [0.25, 0.75]], [3, 1])
     [0.5, 0.375]
@@ -101,10 +103,10 @@ def performance_drop(matrix: Matrix, test_counts: Counts) -> float | None:
 
 
 def harmonic_accuracy(matrix: Matrix, test_counts: Counts) -> float | None:
-    """Harmonic mean ``2 B N / (B + N)`` after the last session of the base accuracy B and the accuracy N on all later classes.
+    """Harmonic mean ``2 B N / (B + N)`` after the last session of the accuracies on base (B) and on later classes (N).
 
-    N counts test images alike. 0 where both are 0; None with one session. Source: Peng et al., Few-Shot Class-Incremental
-    Learning from an Open-Set Perspective (ALICE), ECCV 2022.
+    N counts test images alike. 0 where both are 0; None with one session. Source: Peng et al., Few-Shot
+    Class-Incremental Learning from an Open-Set Perspective (ALICE), ECCV 2022.
 
     >>> harmonic_accuracy([[1.0, 0.0], [0.75, 0.25]], [3, 1])
     0.375
@@ -121,8 +123,8 @@ def harmonic_accuracy(matrix: Matrix, test_counts: Counts) -> float | None:
 def stability(matrix: Matrix) -> float | None:
     """What remains of the earlier tasks: ``mean_{j<T-1} R[T-1, j]``; None with one task.
 
-    Source: Sarfraz et al., SYNERgy between SYNaptic consolidation and Experience Replay, CoLLAs 2022. The plasticity to go
-    with it is :func:`fedcl.metrics.matrix.learning_accuracy`, ``mean_j R[j, j]``.
+    Source: Sarfraz et al., SYNERgy between SYNaptic consolidation and Experience Replay, CoLLAs 2022. The plasticity to
+    go with it is :func:`fedcl.metrics.matrix.learning_accuracy`, ``mean_j R[j, j]``.
 
     >>> stability([[1.0, 0.0], [0.25, 0.75]])
     0.25
@@ -131,7 +133,9 @@ def stability(matrix: Matrix) -> float | None:
 
 
 def stability_plasticity(matrix: Matrix) -> float | None:
-    """Harmonic mean ``2 S P / (S + P)`` of stability S and plasticity P; 0 where both are 0. Source: as :func:`stability`.
+    """Harmonic mean ``2 S P / (S + P)`` of stability S and plasticity P; 0 where both are 0.
+
+    Source: as :func:`stability`.
 
     >>> stability_plasticity([[0.5, 0.0], [0.25, 1.0]])
     0.375
@@ -167,7 +171,7 @@ def memory_area(megabytes: Sequence[float], accuracies: Row) -> float | None:
 
 
 def stream_metrics(matrix: Matrix, test_counts: Counts) -> tuple[dict[str, float | None], list[str]]:
-    """The scalar metrics here that need one run alone, by name in ``summary.json``, and the names of the undefined ones.
+    """The metrics here that need one run alone, by name in ``summary.json``, and the names of the undefined ones.
 
     >>> stream_metrics([[0.5]], [10])[1]
     ['performance_drop', 'harmonic_accuracy', 'stability', 'stability_plasticity']

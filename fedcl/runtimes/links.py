@@ -177,7 +177,7 @@ class Links:
         if "failure" in reply.content:
             told = reply.content["failure"]
             self.log({"event": "node_failed", "node": number, "trace": str(told["trace"])})
-            raise NodeLost(f"node {number} failed in {function!r}: {told['error']}")
+            raise RunFailed(f"node {number} failed in {function!r}: {told['error']}")
 
 
 def _decoded(message: Message, device: torch.device) -> Reply:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ..config import Config
 
 
+CROWD = 8
+"""Actors for each processor of this machine, at most: more would only wait for one another."""
+
+
 def check_runtime(config: Config) -> None:
     """Refuses what a runtime cannot do, before anything starts.
 
@@ -66,6 +70,9 @@ def settle_resources(config: Config) -> Config:
     most = gpus or cpus // (engine.threads or 1)
     nodes = engine.nodes or max(1, min(most, config.federation.clients))
     here = engine.address is None
+    if here and nodes > CROWD * cpus:
+        allowed = f"must be at most {CROWD * cpus} here: each is a process, and {cpus} processors are usable"
+        raise UsageError("engine.nodes", nodes, allowed)
     client_cpus = engine.client_cpus or (_share(cpus, nodes, engine.threads or cpus) if here else engine.threads or 1.0)
     client_gpus = engine.client_gpus or (_share(gpus, nodes, 1) if gpus else 0.0)
     if here and nodes * client_cpus > cpus:

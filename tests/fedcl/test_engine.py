@@ -152,13 +152,6 @@ def test_threads_of_small_perceptrons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolved(settings(model__name="lenet", federation__clients=100)).threads == 2
 
 
-def test_half_precision_on_a_cpu_is_trained_one_by_one_where_it_convolves() -> None:
-    assert resolved(settings(model__name="simple_cnn", engine__dtype="bf16")).path == "sequential"
-    assert resolved(settings(model__name="mlp", engine__dtype="bf16")).path == "stacked"
-    forced = settings(model__name="simple_cnn", engine__dtype="bf16", engine__path="stacked")
-    assert resolved(forced).path == "stacked"
-
-
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(UsageError, match=r"engine.device='cuda:99': this machine has \d+ CUDA devices"):
         resolved(settings(engine__device="cuda:99"))

@@ -211,7 +211,10 @@ def test_a_population_cannot_be_enumerated():
 
 def test_what_cannot_be_drawn_is_refused():
     labels = np.repeat([0, 1], [30, 7])
-    with pytest.raises(UsageError, match=r"partition.size=5.*shards.*dirichlet, dirichlet_client, iid, label_quantity_skew, quantity_skew"):
+    with pytest.raises(
+        UsageError,
+        match=r"partition.size=5.*shards.*dirichlet, dirichlet_client, iid, label_quantity_skew, quantity_skew",
+    ):
         drawn(Shards, labels, size=5)
     assert not can_draw(Shards)
     with pytest.raises(UsageError, match="at most 37: task 1 has 37"):

@@ -70,6 +70,7 @@ def test_gpus_are_shared(tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatc
     ("settings", "said"),
     [
         ({"engine.runtime": "ray", "engine.nodes": 4, "engine.client_cpus": 1000}, "4 nodes need 4000 processors"),
+        ({"engine.runtime": "ray", "engine.nodes": 10**6}, "engine.nodes=1000000: must be at most"),
         ({"engine.runtime": "ray", "engine.nodes": 1, "engine.client_gpus": 1}, "1 nodes need 1 GPUs; 0 are used"),
     ],
 )
