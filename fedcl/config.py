@@ -289,7 +289,7 @@ def _override_layers(
         pairs = [pair(Config, item) if isinstance(item, str) else item for item in overrides]
     given: set[str] = set()
     for key, value in pairs:
-        if key in ("preset", "protocol"):
+        if key in ("preset", "protocol") and not isinstance(value, Mapping):  # a mapping is a run's own record
             path = presets.find(str(value), key, search)
             yield from presets.layers(path, search, protocol=path.stem if key == "protocol" else "")
             continue

@@ -166,7 +166,6 @@ def test_options_are_checked_against_the_stack() -> None:
     assert "options.fedlwf.weight='a'" in error("strategy=[fedlwf]", "options.fedlwf.weight=a")
     assert "same strategy" in error("strategy=[fedlwf, lwf]")
     assert "same strategy" in error("strategy=[lwf]", "options.lwf.weight=1", "options.fedlwf.weight=1")
-    assert "engine.runtime='ray'" in error("engine.runtime=ray")
 
 
 def test_options_follow_an_alias_when_the_stack_changes() -> None:
