@@ -156,11 +156,10 @@ def _signed(value: Tensor) -> Tensor:
 
 def _mixed32(value: Tensor) -> Tensor:
     """:func:`hash32` on the bits of int32, where it is several times faster; products wrap."""
-    value = value ^ ((value >> 16) & 0xFFFF)
-    value = value * 0x7FEB352D
-    value = value ^ ((value >> 15) & 0x1FFFF)
-    value = value * (0x846CA68B - 2**32)
-    return value ^ ((value >> 16) & 0xFFFF)
+    # In place where it can be: masks of a whole stack are larger than the cache.
+    value = (value >> 16).bitwise_and_(0xFFFF).bitwise_xor_(value).mul_(0x7FEB352D)
+    value = (value >> 15).bitwise_and_(0x1FFFF).bitwise_xor_(value).mul_(0x846CA68B - 2**32)
+    return (value >> 16).bitwise_and_(0xFFFF).bitwise_xor_(value)
 
 
 @functools.lru_cache(maxsize=32)
@@ -202,7 +201,7 @@ def counter_uniform(seed: Tensor, tag: int, shape: tuple[int, ...], dtype: torch
 
 def counter_keep(seed: Tensor, tag: int, shape: tuple[int, ...], p: float) -> Tensor:
     """Bool mask of ``shape``: where :func:`counter_uniform` is at least ``p``, so false with probability ``p``."""
-    return ((_bits(seed, tag, shape) >> 8) & 0xFFFFFF) >= math.ceil(p * 2**24 - 0.5)
+    return (_bits(seed, tag, shape) >> 8).bitwise_and_(0xFFFFFF) >= math.ceil(p * 2**24 - 0.5)
 
 
 def counter_normal(seed: Tensor, tag: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:

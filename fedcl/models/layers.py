@@ -56,7 +56,7 @@ class Dropout(nn.Module):
         drawn = x.dim() if self.drawn is None else self.drawn
         shape = tuple(x.shape[:drawn]) + (1,) * (x.dim() - drawn)
         keep = random.counter_keep(seed, self.tag, shape, self.p).to(x.dtype)
-        return x * (keep * (1.0 / (1.0 - self.p)) if self.scale else keep)
+        return x * (keep.mul_(1.0 / (1.0 - self.p)) if self.scale else keep)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
