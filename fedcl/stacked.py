@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from .training import Client, NamedModels, Trained, blame, not_finite, total_los
 
 Stacked = dict[str, Tensor]
 """Arrays with a leading axis of clients."""
+
+Hook = Literal["edit_gradients", "after_step"]
 
 
 class Bank:
@@ -193,7 +195,8 @@ class Training:
         # Later hooks see the buffers that the forward pass has written, as one by one.
         lanes["buffers"] = buffers
         if self.edits:
-            grads = vmap(self.edited(position, source), (axes, 0), randomness="error")(lanes, grads)
+            edited = self.hooked("edit_gradients", self.edits, position, source)
+            grads = vmap(edited, (axes, 0), randomness="error")(lanes, grads)
         for name, value in terms.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros(len(self.plans), dtype=value.dtype, device=value.device)
@@ -205,7 +208,8 @@ class Training:
         rate = rate[group.rows] if isinstance(rate, Tensor) else rate
         params, moments = node.optimiser.update(self.params.spread(group), grads, moments, rate, owned)
         if self.afters:
-            params = vmap(self.afterwards(position, source), (axes, 0), randomness="error")(lanes, params)
+            after = self.hooked("after_step", self.afters, position, source)
+            params = vmap(after, (axes, 0), randomness="error")(lanes, params)
         del moments["step"]
         self.params.put(group, params)
         self.moments.put(group, moments)
@@ -250,27 +254,17 @@ class Training:
 
         return one
 
-    def edited(self, position: Tensor, source: Tensor) -> Callable[..., Any]:
-        """A function of one lane and its clipped gradients: the gradients as the strategies edit them."""
+    def hooked(
+        self, hook: Hook, strategies: Sequence[Strategy], position: Tensor, source: Tensor
+    ) -> Callable[..., Any]:
+        """A function of one lane and its clipped gradients, or new parameters: what the strategies make of them."""
 
-        def one(lane: dict[str, Any], grads: Arrays) -> Arrays:
+        def one(lane: dict[str, Any], arrays: Arrays) -> Arrays:
             step, client = self.rebuilt(lane, lane["params"], lane["buffers"], position, source)
-            for strategy in self.edits:
-                with blame(strategy, "edit_gradients"):
-                    grads = strategy.edit_gradients(narrowed(step, strategy, client.down, client.state), grads)
-            return grads
-
-        return one
-
-    def afterwards(self, position: Tensor, source: Tensor) -> Callable[..., Any]:
-        """A function of one lane and its new parameters: the strategies' last word on them."""
-
-        def one(lane: dict[str, Any], new: Arrays) -> Arrays:
-            step, client = self.rebuilt(lane, lane["params"], lane["buffers"], position, source)
-            for strategy in self.afters:
-                with blame(strategy, "after_step"):
-                    new = strategy.after_step(narrowed(step, strategy, client.down, client.state), new)
-            return new
+            for strategy in strategies:
+                with blame(strategy, hook):
+                    arrays = getattr(strategy, hook)(narrowed(step, strategy, client.down, client.state), arrays)
+            return arrays
 
         return one
 
