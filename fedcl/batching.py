@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,9 @@ import torch
 from torch import Tensor
 
 from .training import Client, extra_sources, plan
+
+if TYPE_CHECKING:
+    from .config import Config
 
 Ids = npt.NDArray[np.int64]
 
@@ -58,6 +63,18 @@ def make_plan(client: Client, limit: int | None = None) -> Plan:
     extra = [batches for _, batches in extra_sources(client.node.stack, client)]
     steps = [[own[batch], *(next(b).cpu().numpy() for b in extra)] for batch in picked[:limit]]
     return Plan(client, steps, dropped)
+
+
+def sharing(sizes: Sequence[int], config: Config) -> float:
+    """Clients' steps that one stacked call does on average in a round; 1.0 where none is shared.
+
+    Args:
+        sizes: training images of each client of a cohort.
+        config: the ``federation`` section decides the batches.
+    """
+    batches = [[len(b) for b in plan(size, config, ("sharing",))[0]] for size in sizes]
+    calls = sum(len(set(step) - {0}) for step in zip_longest(*batches, fillvalue=0))
+    return sum(map(len, batches)) / calls if calls else 1.0
 
 
 def schedule_groups(plans: Sequence[Plan], device: torch.device) -> list[list[Group]]:

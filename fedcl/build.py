@@ -19,7 +19,7 @@ from .data.sources import load_dataset
 from .engine import DTYPES, apply_engine, device_of, resolve_engine
 from .errors import RunFailed, UsageError
 from .federation.call import below
-from .federation.cohort import reach_note
+from .federation.cohort import cohort, reach_note
 from .federation.node import Node
 from .federation.store import ClientStore
 from .models.arrays import buffer_names, initial_arrays, parameter_names
@@ -149,7 +149,7 @@ def build(config: settings.Config) -> Experiment:
     stack = Stack.of(resolved.strategies)
     config = settle_resources(config)
     dataset, stream, split = load_stream(config, resolved, str(device_of(config.engine.device)))
-    config = resolve_engine(config, dataset.train.shape, any(s.centralised for s in stack))
+    config = resolve_engine(config, dataset.train.shape, first_sizes(config, split))
     apply_engine(config.engine)
     node = make_node(config, stack, dataset, stream.class_order, split.test_store)
     for strategy in stack:
@@ -162,6 +162,12 @@ def build(config: settings.Config) -> Experiment:
         node.config, stream, split, node, dataset.class_names, tuple(warnings), dataset.name,
         split_hash(stream, split),
     )  # fmt: skip
+
+
+def first_sizes(config: settings.Config, split: Split) -> list[int]:
+    """Training images of the clients that one node trains in the first round; of 500 of them where they are more."""
+    hosted = [c for c in cohort(config, split.clients, 0, 0) if c % max(1, config.engine.nodes) == 0]
+    return [len(split.train[0][c]) for c in hosted[:500]]
 
 
 def make_node(

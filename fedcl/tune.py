@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from . import config as settings
-from .engine import Choice, cohort_size, device_of, key, remember
-from .engine import measured as measured_before
+from .engine import Choice, device_of, key, prepare_table, remember
 from .environment import usable_cpus
 from .errors import Interrupted, RunFailed
+from .federation.cohort import cohort_size
 from .progress import QuietProgress, Standing
 from .resolve import resolve
 from .run import execute
@@ -92,9 +92,7 @@ def tune(config: settings.Config, rounds: int, tell: Callable[[Trial], None]) ->
     """
     device = device_of(config.engine.device)
     name = key(config, device)
-    known = measured_before().get(name)
-    if known is not None:  # a table that cannot be read or written is better found before the trials
-        remember(name, Choice(**known))
+    prepare_table()
     trials: list[Trial] = []
 
     def measure(choice: Choice) -> None:
@@ -102,11 +100,14 @@ def tune(config: settings.Config, rounds: int, tell: Callable[[Trial], None]) ->
         tell(trials[-1])
 
     centralised = any(s.centralised for s in resolve(config).strategies)
-    for choice in candidates(device, cohort_size(config, centralised)):
+    cohort = 1 if centralised else cohort_size(config, config.federation.clients)
+    for choice in candidates(device, cohort):
         measure(choice)
     best = fastest(trials)
     if device.type == "cpu" and usable_cpus() > 1:
-        measure(replace(best.choice, threads=1))
+        for path in ("sequential", "stacked"):
+            if done := [t for t in trials if t.choice.path == path and t.seconds is not None]:
+                measure(replace(fastest(done).choice, threads=1))
         best = fastest(trials)
     return Tuned(name, trials, best, remember(name, best.choice))
 

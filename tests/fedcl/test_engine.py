@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,12 @@ import torch
 
 from fedcl import engine
 from fedcl import random as counter
+from fedcl.batching import sharing
+from fedcl.build import build, first_sizes
 from fedcl.config import Config, load_config
 from fedcl.engine import Choice, resolve_engine
 from fedcl.errors import Interrupted, UsageError
+from fedcl.federation.cohort import cohort_size
 from fedcl.progress import QuietProgress
 from fedcl.run import execute, resume
 
@@ -32,8 +35,11 @@ def settings(**overrides: Any) -> Config:
     return load_config({"strategy": ["finetune"]}, {"engine.device": "cpu", "federation.clients": 8, **keys})
 
 
-def resolved(config: Config, centralised: bool = False, shape: tuple[int, int, int] = (1, 8, 8)) -> Choice:
-    found = resolve_engine(config, shape, centralised).engine
+def resolved(
+    config: Config, centralised: bool = False, shape: tuple[int, int, int] = (1, 8, 8), sizes: Sequence[int] = ()
+) -> Choice:
+    clients = 1 if centralised else cohort_size(config, config.federation.clients)
+    found = resolve_engine(config, shape, sizes or [32] * clients).engine
     return Choice(found.path, found.chunk, found.threads, found.memory_format)
 
 
@@ -93,11 +99,26 @@ def test_a_cohort_of_one_ignores_what_was_measured_for_stacks(table: Path) -> No
     assert resolved(config).path == "sequential"
 
 
-def test_nodes_share_a_cohort() -> None:
-    config = settings(federation__clients=9)
-    assert engine.cohort_size(config, centralised=False) == 9
-    assert engine.cohort_size(replace(config, engine=replace(config.engine, nodes=4)), centralised=False) == 3
-    assert engine.cohort_size(config, centralised=True) == 1
+def test_nodes_share_a_cohort(tiny_config: TinyConfig) -> None:
+    config = tiny_config({"federation.clients": 9})
+    split = build(config).split
+    assert first_sizes(config, split) == [len(ids) for ids in split.rows[0]]
+    quarter = replace(config, engine=replace(config.engine, nodes=4))
+    assert first_sizes(quarter, split) == [len(split.rows[0][c]) for c in (0, 4, 8)]
+
+
+def test_sharing_counts_the_calls() -> None:
+    # Batches of 32: steps of 32, 32, 8 images; of 32, 20; of 20. Calls at the three steps: {32, 20}, {32, 20}, {8}.
+    assert sharing([72, 52, 20], settings(federation__batch_size=32)) == 6 / 5
+    assert sharing([64] * 10, settings(federation__batch_size=32)) == 10.0
+    assert sharing([0, 0], settings()) == sharing([], settings()) == 1.0
+
+
+def test_clients_that_share_few_calls_are_trained_one_by_one() -> None:
+    config = settings(model__name="mlp")
+    assert resolved(config, sizes=[72, 52, 20]).path == "sequential"
+    assert resolved(config, sizes=[72, 72, 72]).path == "stacked"
+    assert resolved(settings(model__name="mlp", engine__path="stacked"), sizes=[72, 52, 20]).path == "stacked"
 
 
 @pytest.mark.parametrize("network", ["mlp", "resnet18"])
