@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 2
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint environment clean
@@ -21,7 +22,7 @@ TYPES := build/types
 
 help:
 	@echo 'make demo          finetune and the default stack on real digits: a table and a picture'
-	@echo 'make test          all tests; ARGS="tests/fedcl -k name" runs some'
+	@echo 'make test          all tests; ARGS="tests/fedcl -k name" runs some, WORKERS=0 in one process'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make environment   only what the tests and the linters need'
 	@echo 'make clean         removes the environment and what was built, not your runs'
@@ -30,8 +31,9 @@ help:
 demo: $(RUN_STAMP)
 	@$(BIN)/python -m fedcl demo $(ARGS)
 
+# Two processes of one thread each: two threads in one process would leave the second processor idle most of the time.
 test: $(DEV_STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # mypy wants a package in one folder, and fedcl.strategies and fedcl.scenarios lie beside fedcl.
 lint: $(DEV_STAMP)

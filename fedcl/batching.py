@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .training import Client, extra_sources, plan
+from .order import plan
+from .training import Client, extra_sources
 
 if TYPE_CHECKING:
     from .config import Config

@@ -25,10 +25,12 @@ from .federation.store import ClientStore
 from .models.arrays import buffer_names, initial_arrays, parameter_names
 from .models.model import build_model
 from .optim import make_optimiser
+from .partitioning import partition_stream
 from .population import draw_population
 from .resolve import Resolved, misspelt, resolve
-from .strategy import Arrays, Stack, Strategy
-from .stream import DatasetLabels, Scenario, Split, Stream, partition_stream
+from .stack import Stack
+from .strategy import Arrays, Strategy
+from .stream import DatasetLabels, Scenario, Split, Stream
 from .training import blame
 
 if TYPE_CHECKING:

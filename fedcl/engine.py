@@ -64,8 +64,9 @@ ALONE: Mapping[str, Choice] = {"mlp": Choice("sequential", threads=1)}
 """One by one, where that is not :data:`ONE_BY_ONE`: a second thread slows the products of one perceptron down."""
 
 WORTH_STACKING = 2.0
-"""Clients' steps a stacked call must do on average. Below, one by one was up to 1.7 times faster: clients of few images and
-unequal sizes, whose batches differ at most steps. Above, stacking was faster (perceptrons, digits, 5 to 40 clients)."""
+"""Clients' steps a stacked call must do on average. Below, one by one was up to 1.7 times faster: clients of few images
+and unequal sizes, whose batches differ at most steps. Above, stacking was faster (perceptrons, digits, 5 to 40
+clients)."""
 
 WORTH_THREADS = 2**20
 """Numbers in the first layers of a stack of perceptrons from which on more than one thread pays."""

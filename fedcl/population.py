@@ -20,7 +20,8 @@ from . import config as settings
 from . import random as counter
 from . import registry
 from .errors import UsageError
-from .stream import Ids, Partition, Split, Stream, held_out_clients
+from .partitioning import Partition, held_out_clients
+from .stream import Ids, Split, Stream
 
 CACHED = 1024
 """Clients whose rows stay in memory: those of a round or two."""

@@ -23,7 +23,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _BASES: dict[Kind, tuple[str, str]] = {
     "strategies": ("fedcl.strategy", "Strategy"),
     "scenarios": ("fedcl.stream", "Scenario"),
-    "partitions": ("fedcl.stream", "Partition"),
+    "partitions": ("fedcl.partitioning", "Partition"),
 }
 _KEYS: dict[Kind, str] = {
     "strategies": "strategy",
@@ -179,7 +179,7 @@ class Registry:
                 raise UsageError("--plugin", shown, allowed)
             yield (kind, name), cls
         if not seen:
-            allowed = "defines no subclass of fedcl.Strategy, fedcl.stream.Scenario or fedcl.stream.Partition"
+            allowed = "defines no subclass of fedcl.Strategy, fedcl.stream.Scenario or fedcl.partitioning.Partition"
             raise UsageError("--plugin", shown, f"{allowed} with a name of its own")
 
     def _origin(self, kind: Kind, name: str) -> str | None:

@@ -15,8 +15,9 @@ from .values import parse_options
 
 if TYPE_CHECKING:
     from .config import Config
+    from .partitioning import Partition
     from .strategy import Strategy
-    from .stream import Partition, Scenario
+    from .stream import Scenario
 
 
 @dataclass(frozen=True)

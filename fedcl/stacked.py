@@ -21,7 +21,8 @@ from .errors import Interrupted, RunFailed
 from .optim import clip_by_norm
 from .rates import schedule
 from .sharedstate import SharedState
-from .strategy import Arrays, Batch, Step, Strategy, narrowed
+from .stack import narrowed
+from .strategy import Arrays, Batch, Step, Strategy
 from .training import Client, NamedModels, Trained, blame, not_finite, total_loss
 
 Stacked = dict[str, Tensor]

@@ -12,7 +12,7 @@ hooks see) and :class:`Server` (what the server hooks see).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -34,9 +34,6 @@ Arrays = dict[str, Tensor]
 Reduction = Literal["sum", "mean", "weighted_mean", "max", "min", "stack"]
 Sharing = Literal["shared", "private", "frozen"]
 Scope = Literal["run", "task", "round"]
-
-SLOTS = ("task_loss", "aggregate", "predict")
-"""Hooks that only one strategy of a stack may implement."""
 
 
 @dataclass(frozen=True)
@@ -456,45 +453,3 @@ def cross_entropy(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
     """
     # A large negative constant, not -inf: the gradient of -inf logits is NaN where a whole row is masked.
     return F.cross_entropy(torch.where(classes, logits, torch.finfo(logits.dtype).min), labels)
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Strategies that run together, with the owner of each exclusive slot.
-
-    Raises:
-        UsageError: two strategies claim the same slot, or one stands twice.
-    """
-
-    strategies: tuple[Strategy, ...]
-    owners: Mapping[str, Strategy | None]
-
-    @classmethod
-    def of(cls, strategies: Sequence[Strategy]) -> Stack:
-        """Resolves the exclusive slots."""
-        from .errors import UsageError
-
-        names = [s.name for s in strategies]
-        if len(set(names)) < len(names):
-            raise UsageError("strategy", names, "each strategy may stand once in a stack")
-        owners: dict[str, Strategy | None] = {}
-        for slot in SLOTS:
-            claims = [s for s in strategies if getattr(type(s), slot) is not getattr(Strategy, slot)]
-            firm = [s for s in claims if slot not in s.yields]
-            if len(firm) > 1:
-                both = " and ".join(s.name for s in firm)
-                raise UsageError("strategy", names, f"{both} both define {slot}; only one of a stack may")
-            owners[slot] = next(iter(firm or claims), None)
-        return cls(tuple(strategies), owners)
-
-    def owns(self, strategy: Strategy, slot: str) -> bool:
-        """Whether ``strategy`` fills ``slot`` in this stack."""
-        return self.owners[slot] is strategy
-
-    def __iter__(self) -> Iterator[Strategy]:
-        return iter(self.strategies)
-
-
-def narrowed(step: Step, strategy: Strategy, down: Mapping[str, Arrays], state: Mapping[str, Arrays]) -> Step:
-    """The same step with the arrays and the state of one strategy; the forward pass stays shared."""
-    return replace(step, down=down.get(strategy.name, {}), state=state.get(strategy.name, {}))

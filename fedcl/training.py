@@ -9,20 +9,19 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from . import random as counter
 from .errors import FedclError, Interrupted, RunFailed
 from .optim import clip_by_norm
+from .order import cycle, plan
 from .rates import schedule
-from .strategy import Arrays, Batch, ClientContext, Source, Stack, Step, Strategy, narrowed
-
-Picked = npt.NDArray[np.int64]  # indices into a client's images
+from .stack import Stack, narrowed
+from .strategy import Arrays, Batch, ClientContext, Source, Step, Strategy
 
 if TYPE_CHECKING:
     from .federation.call import Header
@@ -133,55 +132,6 @@ class Client:
             node.store, node.model, self.models, node.config.federation.batch_size,
             node.config.evaluate.batch_size, self.key,
         )  # fmt: skip
-
-
-def epoch_batches(count: int, size: int, minimum: int, drop_last: bool, *parts: object) -> list[Picked]:
-    """The batches of one epoch over ``range(count)`` in a random order.
-
-    Returns index arrays; the last may be smaller, is left out by ``drop_last`` and below ``minimum``.
-
-    >>> [len(b) for b in epoch_batches(5, 2, 1, False, 0)], len(epoch_batches(5, 2, 1, True, 0))
-    ([2, 2, 1], 2)
-    """
-    order = counter.permutation(count, *parts)
-    floor = max(minimum, size if drop_last else 1)
-    return [order[at : at + size] for at in range(0, count, size) if min(size, count - at) >= floor]
-
-
-def plan(count: int, config: Any, key: tuple[object, ...]) -> tuple[list[Picked], int]:
-    """All batches of a round and how many images an epoch leaves out.
-
-    Raises nothing for an empty client: the plan is empty.
-    """
-    federation = config.federation
-
-    def epoch(index: int) -> list[Picked]:
-        return epoch_batches(
-            count, federation.batch_size, federation.batch_min, federation.drop_last, *key, "order", index
-        )
-
-    first = epoch(0) if count else []
-    dropped = count - sum(len(b) for b in first)
-    if not first:
-        return [], dropped
-    if federation.steps is None:
-        return first + [b for e in range(1, federation.epochs or 1) for b in epoch(e)], dropped
-    batches = list(first)
-    while len(batches) < federation.steps:
-        batches += epoch(len(batches) // len(first))
-    return batches[: federation.steps], dropped
-
-
-def cycle(source: Source, *parts: object) -> Iterator[Tensor]:
-    """Batches of a source without end: each pass in a new order, a batch never repeats an image."""
-    size = min(source.batch_size, len(source.ids))
-    turn = 0
-    while True:
-        order = torch.from_numpy(counter.permutation(len(source.ids), *parts, turn)).to(source.ids.device)
-        for batch in torch.split(order, size):
-            if len(batch) == size:
-                yield source.ids[batch]
-        turn += 1
 
 
 def total_loss(stack: Stack, step: Step, client: Client) -> dict[str, Tensor]:

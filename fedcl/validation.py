@@ -127,8 +127,8 @@ def validate(config: Config) -> None:
         UsageError: naming the key, its value and what is allowed.
     """
     # Not at the top: these modules import the schema, which imports this one.
+    from .partitioning import parse_test_rule
     from .runfolder import check_name
-    from .stream import parse_test_rule
 
     flat = _flatten(asdict(config))
     for key, names in CHOICES.items():

@@ -16,7 +16,8 @@ from ..errors import RunFailed
 from ..evaluation import head_correct
 from ..models.arrays import class_axes, frozen_names, grow_like
 from ..models.model import run
-from ..strategy import Arrays, Reduction, Stack, Strategy
+from ..stack import Stack
+from ..strategy import Arrays, Reduction, Strategy
 from ..training import Client, NamedModels, Trained, blame
 from .bytes import nbytes
 from .call import Call, Header, Reply, below, prefixed

@@ -121,7 +121,7 @@ def build_node(setup: Setup, own: NodeConfig) -> Node:
     from ..engine import apply_engine, device_of
     from ..federation.store import ClientStore
     from ..resolve import resolve
-    from ..strategy import Stack
+    from ..stack import Stack
 
     config = settings.load_config(setup.config)
     # Each worker sees its own GPUs, counted from 0; a SuperNode may have another device than the server.

@@ -10,8 +10,9 @@ from fedcl import config as settings
 from fedcl import random as counter
 from fedcl.cards import Card
 from fedcl.errors import UsageError
+from fedcl.partitioning import Partition
 from fedcl.population import Pool
-from fedcl.stream import Ids, Partition
+from fedcl.stream import Ids
 
 from ._deal import check_concentration, cut_sizes, deal, dirichlet_logs, weights
 

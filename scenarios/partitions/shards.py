@@ -8,7 +8,8 @@ from fedcl import config as settings
 from fedcl import random as counter
 from fedcl.cards import Card
 from fedcl.errors import UsageError
-from fedcl.stream import Ids, Partition
+from fedcl.partitioning import Partition
+from fedcl.stream import Ids
 
 from ._deal import deal, even_sizes
 

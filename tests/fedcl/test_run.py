@@ -107,7 +107,7 @@ def literal_training(config: Config) -> dict[str, torch.Tensor]:
     Only what is random is taken from the engine: initial values, the split and the order of the images.
     """
     from fedcl.build import build
-    from fedcl.training import plan
+    from fedcl.order import plan
 
     experiment = build(config)
     node, stages = experiment.node, experiment.stream.stages

@@ -13,10 +13,11 @@ import pytest
 
 from fedcl import config as settings
 from fedcl.errors import UsageError
+from fedcl.partitioning import Partition, parse_test_rule, partition_stream
 from fedcl.scenarios.partitions.dirichlet import Dirichlet
 from fedcl.scenarios.partitions.iid import IID
 from fedcl.split import draw_split, split_summary, split_table, split_warnings
-from fedcl.stream import Partition, Split, Stage, Stream, parse_test_rule, partition_stream
+from fedcl.stream import Split, Stage, Stream
 
 
 def stream_of(tasks=2, each=30, test_each=9):

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fedcl.config import Config, Federation
+from fedcl.order import cycle, epoch_batches, plan
 from fedcl.strategy import Source
-from fedcl.training import cycle, epoch_batches, plan
 
 if TYPE_CHECKING:
     from fedcl.run import RunResult

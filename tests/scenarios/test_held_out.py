@@ -10,9 +10,10 @@ from fedcl import config as settings
 from fedcl.build import build, load_model
 from fedcl.errors import UsageError
 from fedcl.evaluation import Evaluator
+from fedcl.partitioning import held_out_clients, partition_stream
 from fedcl.population import draw_population
 from fedcl.scenarios.partitions.iid import IID
-from fedcl.stream import Stage, Stream, held_out_clients, partition_stream
+from fedcl.stream import Stage, Stream
 
 NOTHING = np.empty(0, np.int64)
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from fedcl import config as settings
 from fedcl.errors import UsageError
+from fedcl.partitioning import partition_stream
 from fedcl.scenarios.partitions.dirichlet import Dirichlet
 from fedcl.scenarios.partitions.feature_shift import FeatureShift
 from fedcl.scenarios.partitions.iid import IID
 from fedcl.scenarios.partitions.long_tail_dirichlet import LongTailDirichlet
 from fedcl.scenarios.partitions.natural import Natural
-from fedcl.stream import Stage, Stream, partition_stream
+from fedcl.stream import Stage, Stream
 
 NOTHING = np.empty(0, np.int64)
 quick = hypothesis_settings(max_examples=60, deadline=None)

@@ -16,9 +16,10 @@ from fedcl import config as settings
 from fedcl import registry
 from fedcl.build import build, build_split
 from fedcl.errors import UsageError
+from fedcl.partitioning import partition_stream
 from fedcl.runtimes.setup import Setup, build_node, images_digest
 from fedcl.split import draw_split
-from fedcl.stream import DatasetLabels, partition_stream
+from fedcl.stream import DatasetLabels
 
 DEFAULT_STACK = {
     "strategy": ["fedlwf", "nearest_mean", "supcon", "weight_aligning"],
