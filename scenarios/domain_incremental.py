@@ -16,9 +16,9 @@ from ._rows import assemble, check_labels, refuse_unread
 from .class_incremental import class_order
 
 if TYPE_CHECKING:
-    from fedcl.data.store import Dataset
+    from fedcl.data.store import Dataset, Images, TensorStore
 
-_READS = {"given": ("shift", "datasets"), "permuted": ("shift",), "rotated": ("shift", "angles")}
+_READS = {"given": ("datasets",), "permuted": (), "rotated": ("angles",)}
 
 
 class DomainIncremental(Scenario):
@@ -41,25 +41,31 @@ class DomainIncremental(Scenario):
         "images as they are (with angles: at its angle). Every permuted or rotated task has all images of the dataset, "
         "each task's copies being samples of their own; only the plain images are kept in memory and changed when a "
         "batch is gathered, and normalisation stays that of the plain ones. Column j of the accuracy matrix is the "
-        "test set of domain j. scenario.order orders label positions only.",
+        "test set of domain j. scenario.order orders label positions only. scenario.own_classes=true makes the classes "
+        "of each domain classes of their own, so that the stream is class-incremental over domains; data sets may then "
+        "differ in classes, and grey images are shown in three channels beside colour ones (5-Datasets).",
     )
 
     def images(self, dataset: Dataset, data: settings.Data, config: settings.Scenario, seed: int) -> Dataset:
         """The dataset with one domain a task."""
         if config.shift not in _READS:
             raise UsageError("scenario.shift", config.shift, " | ".join(_READS), tuple(_READS))
-        refuse_unread(config, f"{self.name}, shift={config.shift}", _READS[config.shift])
+        refuse_unread(config, f"{self.name}, shift={config.shift}", ("shift", "own_classes", *_READS[config.shift]))
         if config.shift == "given":
-            return _joined(dataset, data, config.datasets) if config.datasets else dataset
+            if config.datasets:
+                return _joined(dataset, data, config.datasets, config.own_classes)
+            return _apart(dataset) if config.own_classes else dataset
         from ._shifts import permutation_map, rotation_map, shifted
 
         _, height, width = dataset.train.shape
         if config.shift == "permuted":
             orders = [permutation_map(height, width, seed, self.name, task) for task in range(1, config.tasks)]
-            return shifted(dataset, [None, *orders], tuple(f"permutation {task}" for task in range(config.tasks)))
+            found = shifted(dataset, [None, *orders], tuple(f"permutation {task}" for task in range(config.tasks)))
+            return _apart(found) if config.own_classes else found
         angles = config.angles or [task * 180 / config.tasks for task in range(config.tasks)]
         turns = [rotation_map(height, width, angle) if angle % 360 else None for angle in angles]
-        return shifted(dataset, turns, tuple(f"{angle:g} degrees" for angle in angles))
+        found = shifted(dataset, turns, tuple(f"{angle:g} degrees" for angle in angles))
+        return _apart(found) if config.own_classes else found
 
     def build(self, data: DatasetLabels, config: settings.Scenario, validation: float, seed: int) -> Stream:
         """See :meth:`fedcl.stream.Scenario.build`; ``data`` holds the labels and domains of :meth:`images`.
@@ -100,16 +106,31 @@ def _held_out(data: DatasetLabels, domains: Ids, shift: str, validation: float, 
     return np.tile(mask, copies)
 
 
-def _joined(dataset: Dataset, data: settings.Data, more: list[str]) -> Dataset:
+def _apart(dataset: Dataset) -> Dataset:
+    """The dataset with class ``d * C + c`` for class c of domain d; as it is where it has no domains."""
+    if dataset.train_domains is None or dataset.test_domains is None:
+        return dataset
+    count = dataset.num_classes
+    return replace(
+        dataset,
+        train=dataset.train.relabelled(dataset.train_domains * count + dataset.train.labels),
+        test=dataset.test.relabelled(dataset.test_domains * count + dataset.test.labels),
+        class_names=tuple(f"{domain}: {name}" for domain in dataset.domain_names for name in dataset.class_names),
+    )
+
+
+def _joined(dataset: Dataset, data: settings.Data, more: list[str], own_classes: bool) -> Dataset:
     """Several datasets as domains of one.
 
-    Raises:
-        UsageError: they differ in classes or image shape, or have domains of their own.
-    """
-    import torch
+    Args:
+        own_classes: whether each keeps its own classes, one set's after the other's.
 
+    Raises:
+        UsageError: they differ in image shape, have domains of their own, or differ in classes that are to be shared.
+    """
     from fedcl.data.sources import load_dataset
-    from fedcl.data.store import Dataset, Statistics, TensorStore
+    from fedcl.data.store import Dataset, Statistics
+    from fedcl.data.store import TensorStore as Store
 
     if data.memory_map:
         raise UsageError("data.memory_map", True, "must be false with scenario.datasets, whose images are joined")
@@ -118,29 +139,42 @@ def _joined(dataset: Dataset, data: settings.Data, more: list[str]) -> Dataset:
     for other in sets:
         if other.domain_names:
             raise UsageError("scenario.datasets", more, f"data sets without domains; {other.name} has some")
-        if other.class_names != dataset.class_names:
-            allowed = f"data sets of the same classes; those of {other.name} and {dataset.name} differ"
+        if other.class_names != dataset.class_names and not own_classes:
+            allowed = f"data sets of the same classes (or own_classes=true); {other.name} and {dataset.name} differ"
             raise UsageError("scenario.datasets", more, allowed)
-        if other.train.shape != dataset.train.shape:
+        grey = own_classes and 1 in (other.train.shape[0], dataset.train.shape[0])
+        if other.train.shape[grey:] != dataset.train.shape[grey:]:
             shapes = f"{other.name} has {other.train.shape}, {dataset.name} {dataset.train.shape}"
             raise UsageError("scenario.datasets", more, f"images of one shape (C, H, W), see data.size: {shapes}")
     if len({other.name for other in sets}) < len(sets):
         raise UsageError("scenario.datasets", more, f"each data set once, and not {dataset.name}")
+    channels = max(other.train.shape[0] for other in sets)
+    starts = np.cumsum([0, *(other.num_classes for other in sets)]) * own_classes
     stores: list[TensorStore] = []
     domains: list[Ids] = []
     for parts in ([other.train for other in sets], [other.test for other in sets]):
-        images = np.concatenate([part.gather(torch.arange(len(part), device=part.device)).cpu() for part in parts])
-        labels = np.concatenate([part.labels for part in parts])
+        images = np.concatenate([_all_images(part, channels) for part in parts])
+        labels = np.concatenate([part.labels + start for part, start in zip(parts, starts, strict=False)])
         statistics = stores[0].statistics if stores else Statistics.of(images)
-        stores.append(TensorStore(images, labels, statistics, device))
+        stores.append(Store(images, labels, statistics, device))
         domains.append(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
     return Dataset(
         name=" + ".join(other.name for other in sets),
         train=stores[0],
         test=stores[1],
-        class_names=dataset.class_names,
+        class_names=tuple(f"{other.name}: {name}" for other in sets for name in other.class_names)
+        if own_classes
+        else dataset.class_names,
         domain_names=tuple(other.name for other in sets),
         train_domains=domains[0],
         test_domains=domains[1],
         source="; ".join(other.source for other in sets),
     )
+
+
+def _all_images(store: TensorStore, channels: int) -> Images:
+    """All images (N, C, H, W) of a store; grey ones ``channels`` times."""
+    import torch
+
+    images = store.gather(torch.arange(len(store), device=store.device)).cpu().numpy()
+    return images if images.shape[1] == channels else np.repeat(images, channels, axis=1)

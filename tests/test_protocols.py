@@ -20,7 +20,8 @@ NAMES = [preset.name for preset in presets.presets(kind="protocols")]
 FULL = [name for name in NAMES if not name.endswith("-small")]
 TWINS = [name for name in NAMES if name.endswith("-small")]
 
-EACH = {"cifar100": 12, "cifar10": 120, "fashion_mnist": 600}
+EACH = {"cifar100": 12, "cifar10": 120, "fashion_mnist": 600, "mnist": 64, "mini_imagenet": 12,
+        "tiny_imagenet": 12}
 """Images a class of the noise that stands for a dataset: as few as the splits of the twins allow."""
 
 MINE = """
@@ -77,8 +78,9 @@ def test_every_protocol_has_a_twin_and_a_whole_card():
 def test_a_twin_says_all_that_it_changes(name):
     full, twin = protocols.find(name), protocols.find(f"{name}-small")
     other = {k for k, v in twin.config.protocol.fixed.items() if full.config.protocol.fixed.get(k) != v}
-    allowed = {"data.limit", "model.name", "federation.rounds", "federation.epochs", "federation.batch_size"}
-    assert other <= allowed | {"optimiser.lr", "optimiser.milestones"}
+    allowed = {"data.limit", "data.size", "model.name", "model.bias", "model.norm", "federation.rounds"}
+    allowed |= {"federation.epochs", "federation.batch_size", "optimiser.lr", "optimiser.milestones"}
+    assert other <= allowed
     assert f"{twin.config.data.limit} of" in twin.card.cut
     words = {"federation.batch_size": "batches of", "optimiser.lr": "learning rate", "model.name": "slim ResNet-18"}
     assert all(words[key] in twin.card.cut for key in other & set(words))
@@ -92,8 +94,10 @@ def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("data")
     for name, classes, shape in (("cifar100", 100, (32, 32, 3)), ("cifar10", 10, (32, 32, 3)),
-                                 ("fashion_mnist", 10, (28, 28))):  # fmt: skip
-        labels = np.tile(np.arange(classes), EACH[name])
+                                 ("fashion_mnist", 10, (28, 28)), ("mnist", 10, (28, 28)), ("svhn", 10, (32, 32, 3)),
+                                 ("notmnist", 10, (28, 28)), ("mini_imagenet", 100, (32, 32, 3)),
+                                 ("tiny_imagenet", 200, (32, 32, 3))):  # fmt: skip
+        labels = np.tile(np.arange(classes), EACH.get(name, 64))
         noise = counter.uniform(len(labels) * int(np.prod(shape)), 0, name).reshape(-1, *shape)
         images = (noise * 255).astype(np.uint8)
         np.savez(root / f"{name}.npz", train_x=images, train_y=labels, test_x=images[: 2 * classes],

@@ -29,11 +29,6 @@ def buffer_names(model: nn.Module) -> list[str]:
     return [name for name in model.state_dict(keep_vars=True) if name not in parameters]
 
 
-def is_buffer(model: nn.Module, name: str) -> bool:
-    """Whether the array ``name`` is a buffer."""
-    return name in set(buffer_names(model))
-
-
 def initial_arrays(model: nn.Module, dtype: torch.dtype = torch.float32) -> Arrays:
     """Copies of the skeleton's parameters and buffers; floating point arrays are cast to ``dtype``.
 
@@ -127,8 +122,3 @@ def grow_like(
         shape[axis] = len(class_ids)
         rows = array.new_full(shape, fill)
     return torch.cat([array, rows], dim=axis)
-
-
-def grow_state(state: Mapping[str, Tensor], model: nn.Module, class_ids: Sequence[int]) -> Arrays:
-    """:func:`grow_like` with zeros for every array of a state, as an optimiser's."""
-    return {name: grow_like(tensor, name, model, class_ids) for name, tensor in state.items()}

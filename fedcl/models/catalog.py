@@ -22,6 +22,7 @@ ENCODERS: tuple[Encoder, ...] = (
     Encoder("mlp", "flattened image, hidden layers of model.width units with ReLU", 128, 2),
     Encoder("lenet", "two 5x5 convolutions with pooling, 64 units; images from 16x16", None, None),
     Encoder("simple_cnn", "CNN of the pfl-research CIFAR-10 benchmark, with dropout; images from 6x6", None, None),
+    Encoder("alexnet", "three convolutions with pooling, two layers of 2,048, dropout (HAT); from 19x19", None, None),
     Encoder("resnet18", "ResNet-18 with a 3x3 stem for small images, 512 features", 64, None),
     Encoder("resnet20", "ResNet-20 for CIFAR (He et al. 2016), 64 features", 16, None),
     Encoder("resnet32", "ResNet-32 for CIFAR (He et al. 2016), 64 features", 16, None),

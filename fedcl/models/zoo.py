@@ -34,11 +34,11 @@ def _too_small(name: str, shape: Shape, least: int) -> UsageError:
     return UsageError("model.name", name, allowed)
 
 
-def _mlp(shape: Shape, width: int, depth: int, norm: Kind) -> tuple[nn.Module, int]:
+def _mlp(shape: Shape, width: int, depth: int, norm: Kind, bias: bool) -> tuple[nn.Module, int]:
     layers: list[nn.Module] = [nn.Flatten()]
     inputs = math.prod(shape)
     for _ in range(depth):
-        layers += [nn.Linear(inputs, width)]
+        layers += [nn.Linear(inputs, width, bias=bias)]
         if norm != "none":
             layers.append(make_norm(norm, width, "vector"))
         layers.append(nn.ReLU())
@@ -46,31 +46,53 @@ def _mlp(shape: Shape, width: int, depth: int, norm: Kind) -> tuple[nn.Module, i
     return nn.Sequential(*layers), width
 
 
-def _lenet(shape: Shape, norm: Kind) -> tuple[nn.Module, int]:
+def _lenet(shape: Shape, norm: Kind, bias: bool) -> tuple[nn.Module, int]:
     if min(shape[1:]) < 16:
         raise _too_small("lenet", shape, 16)
     height, width = (((side - 4) // 2 - 4) // 2 for side in shape[1:])
     layers: list[nn.Module] = []
     for inputs, outputs in ((shape[0], 16), (16, 32)):
-        layers.append(nn.Conv2d(inputs, outputs, 5))
+        layers.append(nn.Conv2d(inputs, outputs, 5, bias=bias))
         if norm != "none":
             layers.append(make_norm(norm, outputs, "image"))
         layers += [nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * height * width, 64), nn.ReLU()), 64
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * height * width, 64, bias=bias), nn.ReLU()), 64
 
 
-def _simple_cnn(shape: Shape, norm: Kind) -> tuple[nn.Module, int]:
+def _simple_cnn(shape: Shape, norm: Kind, bias: bool) -> tuple[nn.Module, int]:
     if min(shape[1:]) < 6:
         raise _too_small("simple_cnn", shape, 6)
     height, width = ((side - 4) // 2 for side in shape[1:])
     layers: list[nn.Module] = []
     for inputs, outputs in ((shape[0], 32), (32, 64)):
-        layers.append(nn.Conv2d(inputs, outputs, 3))
+        layers.append(nn.Conv2d(inputs, outputs, 3, bias=bias))
         if norm != "none":
             layers.append(make_norm(norm, outputs, "image"))
         layers.append(nn.ReLU())
     layers += [nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(64 * height * width, 128), nn.ReLU(), nn.Dropout(0.5)), 128
+    return nn.Sequential(*layers, nn.Linear(64 * height * width, 128, bias=bias), nn.ReLU(), nn.Dropout(0.5)), 128
+
+
+def _alexnet(shape: Shape, norm: Kind, bias: bool) -> tuple[nn.Module, int]:
+    if min(shape[1:]) < 19:
+        raise _too_small("alexnet", shape, 19)
+    layers: list[nn.Module] = []
+    inputs, sides = shape[0], list(shape[1:])
+    for outputs, size, drop in ((64, 4, 0.2), (128, 3, 0.2), (256, 2, 0.5)):
+        layers.append(nn.Conv2d(inputs, outputs, size, bias=bias))
+        if norm != "none":
+            layers.append(make_norm(norm, outputs, "image"))
+        layers += [nn.ReLU(), nn.Dropout(drop), nn.MaxPool2d(2)]
+        inputs, sides = outputs, [(side - size + 1) // 2 for side in sides]
+    layers.append(nn.Flatten())
+    inputs = 256 * math.prod(sides)
+    for _ in range(2):
+        layers.append(nn.Linear(inputs, 2048, bias=bias))
+        if norm != "none":
+            layers.append(make_norm(norm, 2048, "vector"))
+        layers += [nn.ReLU(), nn.Dropout(0.5)]
+        inputs = 2048
+    return nn.Sequential(*layers), 2048
 
 
 def _tiny_vit(shape: Shape, width: int, depth: int, norm: Kind) -> tuple[nn.Module, int]:
@@ -90,6 +112,8 @@ _RESNETS: dict[str, tuple[tuple[int, ...], str]] = {
     "resnet32": ((5, 5, 5), "pad"),
 }
 
+_PLAIN = {"lenet": _lenet, "simple_cnn": _simple_cnn, "alexnet": _alexnet}
+
 
 def build_encoder(config: Model, shape: Shape) -> tuple[nn.Module, int]:
     """The built-in encoder ``config.name`` for images of ``shape`` (C, H, W), and its feature dimension.
@@ -107,14 +131,16 @@ def build_encoder(config: Model, shape: Shape) -> tuple[nn.Module, int]:
         raise UsageError("model.name", name, allowed, names)
     width = _positive(config, "width", entry.width)
     depth = _positive(config, "depth", entry.depth)
-    usual = {"mlp": "none", "lenet": "none", "simple_cnn": "none", "tiny_vit": "layer"}.get(name, "batch")
+    usual = "layer" if name == "tiny_vit" else "none" if name in _PLAIN or name == "mlp" else "batch"
     norm = cast(Kind, usual if config.norm == "default" else config.norm)
+    if not config.bias and name not in _PLAIN and name != "mlp":
+        raise UsageError("model.bias", False, f"must be true: {name} has its biases, or none, by its definition")
     if name in _RESNETS:
         blocks, shortcut = _RESNETS[name]
         net = ResNet(shape[0], width, blocks, norm, "pad" if shortcut == "pad" else "conv")
         return net, net.feature_dim
     if name == "mlp":
-        return _mlp(shape, width, depth, norm)
+        return _mlp(shape, width, depth, norm, config.bias)
     if name == "tiny_vit":
         return _tiny_vit(shape, width, depth, norm)
-    return _lenet(shape, norm) if name == "lenet" else _simple_cnn(shape, norm)
+    return _PLAIN[name](shape, norm, config.bias)

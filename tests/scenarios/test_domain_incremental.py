@@ -232,3 +232,42 @@ def test_real_domains(options, needs, tasks, tiny_config):
     stream = build(tiny_config({"scenario.name": "domain_incremental", **options})).stream
     assert stream.num_tasks == tasks
     assert all(len(stage.train_ids) and len(stage.test_ids) for stage in stream.stages)
+
+
+def test_domains_with_classes_of_their_own_are_a_class_incremental_stream(tmp_path):
+    """Two sets of 3 and 2 classes, the second in colour: five classes, in the order of the sets."""
+    data = arrays(tmp_path, "grey", 10)
+    arrays(tmp_path, "other", 100, classes=2)
+    found = np.load(tmp_path / "other.npz")
+    colour = {key: np.stack([value] * 3, axis=-1) if key.endswith("_x") else value for key, value in found.items()}
+    np.savez(tmp_path / "other.npz", **colour)
+    dataset, stream = shown(data, datasets=["other"], own_classes=True)
+    assert dataset.class_names == ("grey: 0", "grey: 1", "grey: 2", "other: 0", "other: 1")
+    assert [stage.classes for stage in stream.stages] == [(0, 1, 2), (3, 4)]
+    assert dataset.train.shape == (3, 4, 4)
+    first = pixels(dataset.train, stream.stages[0].train_ids)
+    assert (first == first[:, :1]).all()
+    assert pixels(dataset.train, stream.stages[1].train_ids).min() == 100
+    original = np.array(stream.class_order)[stream.train_labels]
+    assert sorted(set(original[stream.stages[1].train_ids])) == [3, 4]
+
+
+def test_permutations_with_classes_of_their_own_show_the_same_images(tmp_path):
+    data = arrays(tmp_path, "grey", 10)
+    shared, together = shown(data, shift="permuted", tasks=3)
+    own, apart = shown(data, shift="permuted", tasks=3, own_classes=True)
+    assert apart.num_classes == 9
+    assert [len(stage.classes) for stage in apart.stages] == [3, 3, 3]
+    for one, other in zip(together.stages, apart.stages, strict=True):
+        assert np.array_equal(one.train_ids, other.train_ids)
+        assert np.array_equal(pixels(shared.train, one.train_ids), pixels(own.train, other.train_ids))
+    names = {own.class_names[apart.class_order[c]] for c in apart.stages[2].classes}
+    assert names == {f"permutation 2: {c}" for c in range(3)}
+    assert shown(data, own_classes=False, shift="permuted", tasks=3)[1].num_classes == 3
+
+
+def test_sets_of_other_classes_need_classes_of_their_own(tmp_path):
+    data = arrays(tmp_path, "grey", 10)
+    arrays(tmp_path, "other", 100, classes=2)
+    with pytest.raises(UsageError, match="own_classes=true"):
+        shown(data, datasets=["other"])

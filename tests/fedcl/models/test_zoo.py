@@ -45,6 +45,8 @@ def _count(module: nn.Module) -> int:
         ("resnet20", 269_722 - 650, 64),  # usual count with 10 classes, less its head
         ("resnet18", 11_173_962 - 5130, 512),
         ("simple_cnn", 1_626_442 - 1290, 128),
+        # three convolutions, 256 x 2 x 2 pixels into two layers of 2,048
+        ("alexnet", 48 * 64 + 576 * 128 + 512 * 256 + 448 + 1024 * 2048 + 2048 * 2048 + 4096, 2048),
         ("slim_resnet18", 1_109_240 - 16_100, 160),  # usual count with 100 classes, less its head
         # blocks, positions with the class token, class token, patches with bias, last norm
         ("tiny_vit", 4 * (12 * 64 * 64 + 13 * 64) + 65 * 64 + 64 + (48 * 64 + 64) + 2 * 64, 64),
@@ -69,8 +71,9 @@ def test_slim_resnet_has_the_shapes_of_avalanches() -> None:
 @pytest.mark.parametrize("name", [entry.name for entry in catalog.ENCODERS])
 def test_all_sizes_work_or_say_why_not(name: str, shape: Shape) -> None:
     width = 8 if name.startswith(("resnet", "slim")) else None
-    if name == "lenet" and shape[1] < 16:
-        with pytest.raises(UsageError, match=r"model\.name='lenet'.*16x16.*8x8"):
+    least = {"lenet": 16, "alexnet": 19}.get(name, 0)
+    if shape[1] < least:
+        with pytest.raises(UsageError, match=rf"model\.name='{name}'.*{least}x{least}.*{shape[1]}x{shape[1]}"):
             _build(name, shape)
         return
     model = _build(name, shape, width=width)
@@ -91,15 +94,17 @@ def test_images_that_do_not_divide_into_patches() -> None:
 @pytest.mark.parametrize("name", [entry.name for entry in catalog.ENCODERS])
 def test_norm_switch(name: str, norm: str) -> None:
     width = 8 if name.startswith(("resnet", "slim")) else None
-    model = _build(name, (1, 16, 16), width=width, norm=norm)
+    shape = (1, 19, 19) if name == "alexnet" else (1, 16, 16)
+    model = _build(name, shape, width=width, norm=norm)
     kinds = {type(m) for m in model.modules() if "Norm" in type(m).__name__ and type(m).__name__ != "TokenNorm"}
     batch = {nn.BatchNorm1d} if name in ("mlp", "tiny_vit") else {nn.BatchNorm2d}
+    batch |= {nn.BatchNorm1d} if name == "alexnet" else set()
     layer = nn.LayerNorm if name == "tiny_vit" else nn.GroupNorm
     assert kinds == {"batch": batch, "group": {nn.GroupNorm}, "layer": {layer}, "none": set()}[norm]
     groups = {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)}
     assert (groups <= {1}) == (norm != "group")
     arrays = grow_head(initial_arrays(model), model, range(3), 0)
-    out = run(model, arrays, _pixels(4, 1, 16, 16), train=True, seed=torch.tensor(1))
+    out = run(model, arrays, _pixels(4, *shape), train=True, seed=torch.tensor(1))
     assert out.logits.isfinite().all()
     assert 1e-3 < float(out.features.std()) < 30.0
 
@@ -244,3 +249,15 @@ def test_blocks_without_normalisation_start_as_their_shortcuts() -> None:
     assert not plain.encoder.get_parameter("layer2.1.conv2.weight").any()
     assert plain.encoder.get_parameter("layer2.1.conv1.weight").any()
     assert normed.encoder.get_parameter("layer2.1.conv2.weight").any()
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "simple_cnn", "alexnet"])
+def test_layers_without_biases(name: str) -> None:
+    with_biases, without = _build(name), _build(name, bias=False)
+    names = [n for n, _ in with_biases.encoder.named_parameters() if not n.endswith("bias")]
+    assert [n for n, _ in without.encoder.named_parameters()] == names
+
+
+def test_a_residual_network_has_no_biases_to_take_away() -> None:
+    with pytest.raises(UsageError, match=r"model\.bias"):
+        _build("resnet20", bias=False)
