@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from .errors import FedclError
 from .federation.call import Call, Header, below
 from .federation.flower_internals import pack, reply, unpack
+from .federation.ledger import holdings
 from .federation.node import Node
 from .hashing import arrays_digest
 from .runtimes.links import INITIAL
@@ -80,11 +81,14 @@ def hello(message: Message, context: Context) -> Message:
 
 @client.query("digest")  # type: ignore[untyped-decorator]  # flwr is not followed by the type checker
 def digest(message: Message, context: Context) -> Message:
-    """SHA-256 of the states of this node's clients."""
+    """SHA-256 of the states of this node's clients, and what they hold; see :meth:`Links.digests`."""
 
     def act(node: Node, facts: Facts, message: Message) -> RecordDict:
         mine = [c for c in node.clients.clients() if c % facts["nodes"] == facts["place"]]
-        told = [(c, arrays_digest(node.clients.get(c, facts["sequence"])).hex()) for c in mine]
+        told = []
+        for client in mine:
+            state = node.clients.get(client, facts["sequence"])
+            told.append((client, arrays_digest(state).hex(), *holdings(node, state)))
         return RecordDict({"reply": ConfigRecord({"facts": json.dumps(told)})})
 
     return answered(message, context, act)
@@ -98,7 +102,9 @@ def called(node: Node, facts: Facts, message: Message) -> RecordDict:
     call = Call.of(Header.from_json(facts["header"]), arrays)
     result = node.handle(call)
     silent = {*result.measured.get("idle", ()), *result.measured.get("empty", ())}
-    told = {**result.facts, "clients": [c for c in call.header.clients if c not in silent]}
+    train = call.header.function == "train"
+    turn = call.header.in_turn(call.header.clients) if train else call.header.clients
+    told = {**result.facts, "clients": [c for c in turn if c not in silent]}
     record = ConfigRecord({"facts": json.dumps(told), "measured": json.dumps(result.measured)})
     return RecordDict({"arrays": pack(result.arrays), "reply": record})
 

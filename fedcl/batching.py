@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .order import plan
-from .training import Client, extra_sources
+from .sources import extra_sources, hidden_sources
+from .training import Client
 
 if TYPE_CHECKING:
     from .config import Config
@@ -33,37 +34,42 @@ class Plan:
     Attributes:
         batches: for each step the sample ids (host) of each source, the client's own stream first.
         dropped: images that an epoch leaves out.
+        hidden: the sources whose images have no label.
     """
 
     client: Client
     batches: list[list[Ids]]
     dropped: int
+    hidden: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Group:
-    """The clients of one stacked call: those whose batches at this step have the same sizes.
+    """The clients of one stacked call: those whose batches at this step have the same sizes, and labels alike.
 
     Attributes:
         rows: their places in the stack; a slice where they are the first ones.
         count: how many they are.
         ids: (count, B) int64 sample ids, on the device.
         source: (B,) int64: which source each image of a batch is from.
+        hidden: the sources whose images have no label.
     """
 
     rows: slice | Tensor
     count: int
     ids: Tensor
     source: Tensor
+    hidden: tuple[int, ...] = ()
 
 
 def make_plan(client: Client, limit: int | None = None) -> Plan:
     """The batches of a client's round, or of its first ``limit`` steps."""
-    picked, dropped = plan(len(client.ids), client.node.config, client.key)
-    own = client.ids.cpu().numpy()
-    extra = [batches for _, batches in extra_sources(client.node.stack, client)]
-    steps = [[own[batch], *(next(b).cpu().numpy() for b in extra)] for batch in picked[:limit]]
-    return Plan(client, steps, dropped)
+    picked, dropped = plan(len(client.primary), client.node.config, client.key)
+    own = client.primary.cpu().numpy()
+    sources = extra_sources(client.node.stack, client)
+    hidden = hidden_sources(client, [source for source, _ in sources])
+    steps = [[own[batch], *(next(b).cpu().numpy() for _, b in sources)] for batch in picked[: client.most_steps(limit)]]
+    return Plan(client, steps, dropped, hidden)
 
 
 def sharing(sizes: Sequence[int], config: Config) -> float:
@@ -81,25 +87,27 @@ def sharing(sizes: Sequence[int], config: Config) -> float:
 def schedule_groups(plans: Sequence[Plan], device: torch.device) -> list[list[Group]]:
     """The groups of each step, for plans in order of descending length."""
     found: list[list[tuple[list[int], list[int], list[Ids]]]] = []
+    alike: list[list[tuple[int, ...]]] = []
     for index in range(len(plans[0].batches) if plans else 0):
-        groups: dict[tuple[int, ...], tuple[list[int], list[int], list[Ids]]] = {}
+        groups: dict[tuple[tuple[int, ...], ...], tuple[list[int], list[int], list[Ids]]] = {}
         for place, one in enumerate(plans):
             if len(one.batches) <= index:
                 break
             parts = one.batches[index]
             sizes = [len(part) for part in parts]
-            rows, _, drawn = groups.setdefault(tuple(sizes), ([], sizes, []))
+            rows, _, drawn = groups.setdefault((tuple(sizes), one.hidden), ([], sizes, []))
             rows.append(place)
             drawn += parts
         found.append(list(groups.values()))
+        alike.append([hidden for _, hidden in groups])
     parts = [part for step in found for rows, _, ids in step for part in (*ids, np.asarray(rows))]
     flat = np.concatenate(parts) if parts else np.zeros(0)
     moved = torch.from_numpy(flat.astype(np.int64)).to(device)
     sources: dict[tuple[int, ...], Tensor] = {}
     at, out = 0, []
-    for step in found:
+    for step, without in zip(found, alike, strict=True):
         groups_here = []
-        for rows, sizes, _ in step:
+        for (rows, sizes, _), hidden in zip(step, without, strict=True):
             count, width = len(rows), sum(sizes)
             ids = moved[at : at + count * width].view(count, width)
             at += count * width
@@ -110,6 +118,6 @@ def schedule_groups(plans: Sequence[Plan], device: torch.device) -> list[list[Gr
             key = tuple(sizes)
             if key not in sources:
                 sources[key] = torch.repeat_interleave(torch.tensor(key)).to(device)
-            groups_here.append(Group(places, count, ids, sources[key]))
+            groups_here.append(Group(places, count, ids, sources[key], hidden))
         out.append(groups_here)
     return out

@@ -6,31 +6,34 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import config as settings
+from .arrival import check_once, once_notes, size_at_hand
 from .checkpoint import load_newest, unpack_tensors
+from .clocks import with_whole_head
 from .data.augment import parse_augmentations
-from .data.sources import load_dataset
 from .engine import DTYPES, apply_engine, device_of, resolve_engine
 from .errors import RunFailed, UsageError
 from .federation.call import below
-from .federation.cohort import cohort, reach_note
+from .federation.cohort import cohort_there, reach_note
 from .federation.node import Node
 from .federation.store import ClientStore
+from .judging import settle_evaluation
+from .labels import check_learners, masked
+from .loading import load_stream
 from .models.arrays import buffer_names, initial_arrays, parameter_names
 from .models.model import build_model
+from .on_validation import on_validation
 from .optim import make_optimiser
-from .partitioning import partition_stream
-from .population import draw_population
-from .resolve import Resolved, misspelt, resolve
+from .resolve import misspelt, resolve
 from .stack import Stack
-from .strategy import Arrays, Strategy
-from .stream import DatasetLabels, Scenario, Split, Stream
+from .strategy import Arrays
+from .stream import Ids, Split, Stream
 from .training import blame
 
 if TYPE_CHECKING:
@@ -65,66 +68,15 @@ class Experiment:
         return self.node.test
 
     @property
+    def classes(self) -> list[str]:
+        """Names of the classes by position; their original ids where they have no names."""
+        order = self.stream.class_order
+        return [self.class_names[c] if self.class_names else str(c) for c in order]
+
+    @property
     def initial(self) -> Arrays:
         """Parameters and buffers before the first task."""
         return self.node.initial
-
-
-def load_stream(config: settings.Config, resolved: Resolved, device: str) -> tuple[Dataset, Stream, Split]:
-    """The images, the stream of tasks and its split over the clients, as the strategies arrange it."""
-    scenario = resolved.scenario()
-    dataset = load_images(config, scenario, device)
-    stream = scenario.build(DatasetLabels.of(dataset), config.scenario, config.data.validation, config.seed)
-    if config.scenario.first is not None:
-        stream = replace(stream, stages=stream.stages[: config.scenario.first])
-    clients, partition = config.federation.clients, resolved.partition()
-    if config.partition.size:
-        _refuse_arranging(config, resolved.strategies)
-        return dataset, stream, draw_population(stream, partition, config.partition, clients, config.seed)
-    columns = {name: train for name, (train, _) in dataset.columns.items()}
-    if dataset.train_domains is not None:
-        columns["domain"] = dataset.train_domains
-    split = partition_stream(stream, partition, config.partition, clients, config.seed, columns)
-    rows: list[list[Any]] = [list(task) for task in split.rows]
-    arranged = rows
-    for strategy in resolved.strategies:
-        arranged = strategy.arrange(arranged)
-    if arranged is not rows:
-        kept = len(arranged[0])
-        personal = split.test if kept == clients else None
-        split = replace(
-            split,
-            clients=kept,
-            train=tuple(tuple(np.asarray(ids, dtype=np.int64) for ids in task) for task in arranged),
-            test=personal,
-            test_store=split.test_store if personal is not None else None,
-        )
-    return dataset, stream, split
-
-
-def load_images(config: settings.Config, scenario: Scenario, device: str) -> Dataset:
-    """The images and labels as the scenario shows them, on a torch device."""
-    own = scenario.dataset(config.scenario, config.seed)
-    if own is not None:
-        _refuse_unread(config)
-    return scenario.images(own or load_dataset(config.data, device), config.data, config.scenario, config.seed)
-
-
-def _refuse_arranging(config: settings.Config, strategies: Sequence[Strategy]) -> None:
-    """Refuses strategies that rewrite who holds what: they would need every client of a drawn population at once."""
-    for strategy in strategies:
-        if type(strategy).arrange is not Strategy.arrange:
-            allowed = f"must be 0 with strategy {strategy.name}, which gathers the images of all clients"
-            raise UsageError("partition.size", config.partition.size, allowed)
-
-
-def _refuse_unread(config: settings.Config) -> None:
-    """Refuses settings of the data section that a scenario with images of its own does not read."""
-    plain = settings.Data()
-    for key in ("limit", "size", "domains", "memory_map"):
-        if getattr(config.data, key) != getattr(plain, key):
-            allowed = f"is not read with scenario.name={config.scenario.name}, which brings its own images"
-            raise UsageError(f"data.{key}", getattr(config.data, key), allowed)
 
 
 def build_split(config: settings.Config) -> tuple[Stream, Split, tuple[str, ...]]:
@@ -151,13 +103,18 @@ def build(config: settings.Config) -> Experiment:
     stack = Stack.of(resolved.strategies)
     config = settle_resources(config)
     dataset, stream, split = load_stream(config, resolved, str(device_of(config.engine.device)))
-    config = resolve_engine(config, dataset.train.shape, first_sizes(config, split))
+    if config.evaluate.on == "validation":
+        dataset, stream, split = on_validation(dataset, stream, split)
+    config = resolve_engine(with_whole_head(config, split), dataset.train.shape, first_sizes(config, split))
     apply_engine(config.engine)
-    node = make_node(config, stack, dataset, stream.class_order, split.test_store)
+    check_learners(split, resolved.strategies)
+    config = settle_evaluation(config, resolved.scenario, split)
+    node = make_node(config, stack, dataset, stream.class_order, split.test_store, split.hidden)
     for strategy in stack:
         with blame(strategy, "check"):
             strategy.check(node.config, stream, split)
-    warnings = misspelt(stack)
+    check_once(config, stack, stream)
+    warnings = misspelt(stack) + once_notes(config, split)
     if not any(s.centralised for s in stack):
         warnings += split_warnings(split, stream, dataset.class_names) + reach_note(config, split)
     return Experiment(
@@ -168,8 +125,8 @@ def build(config: settings.Config) -> Experiment:
 
 def first_sizes(config: settings.Config, split: Split) -> list[int]:
     """Training images of the clients that one node trains in the first round; of 500 of them where they are more."""
-    hosted = [c for c in cohort(config, split.clients, 0, 0) if c % max(1, config.engine.nodes) == 0]
-    return [len(split.train[0][c]) for c in hosted[:500]]
+    hosted = [c for c in cohort_there(config, split, 0, 0) if c % max(1, config.engine.nodes) == 0]
+    return [size_at_hand(config, split, 0, 0, c) for c in hosted[:500]]
 
 
 def make_node(
@@ -178,19 +135,22 @@ def make_node(
     dataset: Dataset,
     class_order: Sequence[int],
     own_test: Literal["train", "test"] | None,
+    hidden: Ids | None = None,
 ) -> Node:
     """A node, from settings whose engine is resolved; it knows images and labels, but no stream and no split.
 
     Args:
         class_order: original class ids in the order of positions.
         own_test: the store that clients' own test rows are of.
+        hidden: rows of the training store whose labels nobody sees; None: there are none.
 
     Raises:
         UsageError: settings that do not fit the data or one another.
     """
     position = np.empty(dataset.num_classes, dtype=np.int64)
     position[list(class_order)] = np.arange(len(class_order))
-    store = dataset.train.relabelled(position[dataset.train.labels])
+    labels = position[dataset.train.labels]
+    store = dataset.train.relabelled(labels if hidden is None else masked(labels, hidden))
     test = dataset.test.relabelled(position[dataset.test.labels])
     wants_projector = any(s.needs_projector for s in stack)
     if wants_projector and config.model.projector == "none":
@@ -234,6 +194,8 @@ def split_hash(stream: Stream, split: Split) -> str:
     digest = hashlib.sha256(repr((stream.class_order, [s.classes for s in stream.stages])).encode())
     for labels in (stream.train_labels, stream.test_labels):
         digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    if split.clocks is not None:
+        digest.update(repr(split.clocks).encode())
     if split.rule:
         digest.update(split.rule.encode())
         for stage in stream.stages:
@@ -242,6 +204,13 @@ def split_hash(stream: Stream, split: Split) -> str:
     for task in (*split.rows, *(split.held_out.rows if split.held_out else ())):
         for ids in task:
             digest.update(len(ids).to_bytes(8, "little") + np.ascontiguousarray(ids, dtype="<i8").tobytes())
+    if split.unlabelled is not None:
+        digest.update(b"unlabelled" + np.ascontiguousarray(split.hidden, dtype="<i8").tobytes())
+        for task in replace(split, train=split.unlabelled).rows:
+            for ids in task:
+                digest.update(len(ids).to_bytes(8, "little") + np.ascontiguousarray(ids, dtype="<i8").tobytes())
+    for ids in split.public or ():
+        digest.update(b"public" + np.ascontiguousarray(ids, dtype="<i8").tobytes())
     return digest.hexdigest()
 
 

@@ -156,6 +156,7 @@ def card_object(cls: type[Any]) -> dict[str, Any]:
         "client_state": card.client_state,
         "server_state": card.server_state,
         "cost": card.cost,
+        "common_clock": getattr(cls, "common_clock", ""),
         "certainty": card.certainty,
         "notes": card.notes or getattr(cls, "notes", ""),
         "deviations": card.deviations,
@@ -192,13 +193,14 @@ def render_card(cls: type[Any]) -> RenderableType:
 
 
 def _facts(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    labels = {"client_state": "client state", "server_state": "server state"}
+    labels = {"client_state": "client state", "server_state": "server state", "common_clock": "needs time.order=common"}
     for key in (
         "family",
         "paper",
         "client_state",
         "server_state",
         "cost",
+        "common_clock",
         "certainty",
         "deviations",
         "notes",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import app
+from .callbacks import Observers, Told
 from .checkpoint import save_checkpoint, stored_metas
+from .costs import Held, held_at_end
 from .environment import usable_cpus
-from .errors import Interrupted, RunFailed
+from .errors import Interrupted, RunFailed, Stopped
 from .evaluation import Evaluator
 from .federation.bytes import ByteMeter
 from .federation.call import prefixed
@@ -36,9 +38,17 @@ if TYPE_CHECKING:
 
 
 def conduct(
-    experiment: Experiment, folder: RunFolder, progress: Progress, start: State | None, grid: Grid | None = None
+    experiment: Experiment,
+    folder: RunFolder,
+    progress: Progress,
+    start: State | None,
+    grid: Grid | None = None,
+    callbacks: Sequence[tuple[str, Told]] = (),
 ) -> dict[str, Any]:
-    """Runs a built experiment in its folder to the end, from a state or from the start; returns the summary."""
+    """Runs a built experiment in its folder, from a state or from the start; returns the summary.
+
+    It ends at the end of the stream, or where a callback asks to stop: then the summary's status is ``stopped``.
+    """
     check_private(experiment)
     config, node, stream = experiment.config, experiment.node, experiment.stream
     node.clients = ClientStore(folder.clients, CACHE)
@@ -64,20 +74,25 @@ def conduct(
         folder.log({"event": "checkpoint", "index": index})
 
     state = start or initial_state(experiment)
+    observers = Observers(callbacks, config, folder.path, folder.log)
     federation = Federation(
         node, stream, experiment.split, lambda call: [],
-        Callbacks(recorder.round_done, recorder.task_done, checkpoint),
+        Callbacks(
+            recorder.round_done, recorder.task_done, checkpoint, lambda kind: observers.told(folder.last[kind])
+        ),
     )  # fmt: skip
     token = f"{folder.path}#{folder.attempt}"
     setup = Setup.of(experiment, folder.path) if config.engine.runtime != "local" else None
     links = Links(token, node, setup, folder.log)
-    outcome: list[tuple[State, dict[str, str]]] = []
+    outcome: list[tuple[State, dict[str, str], Held]] = []
 
     def main(grid: Grid) -> None:
         links.open(grid, state.sequence, progress.message)
         federation.send = links.send
         final = federation.run(state)
-        outcome.append((final, hashes(node, final, links.digests(final.sequence))))
+        states = links.digests(final.sequence)
+        held = held_at_end(node, final, [(size, kept) for _, _, size, kept in states])
+        outcome.append((final, hashes(node, final, [(client, digest) for client, digest, *_ in states]), held))
 
     app.NODES[token], app.MAINS[token] = node, main
     done = state.task * config.federation.rounds + state.round
@@ -88,15 +103,23 @@ def conduct(
         with quiet_libraries(folder.log), interruptible(node, progress), reached(config, grid) as way:
             if start is None:
                 state = recorder.begin(state)
+            observers.start(state.task, state.round)
             run_server_app(app.server, way, make_context(1, run_config={app.TOKEN: token}))
             folder.log({"event": "messages", "sent": links.sent})
             summary = recorder.finish(*outcome[0])
+            observers.end("done", summary)
+    except Stopped as reason:
+        summary = recorder.stop("stopped", str(reason))
+        progress.message(f"{reason}; go on with: fedcl resume {folder.path}")
+        observers.close("stopped", progress.message)
     except (Interrupted, KeyboardInterrupt):
         recorder.stop("interrupted", None)
+        observers.close("interrupted", progress.message)
         raise Interrupted(f"interrupted; go on with: fedcl resume {folder.path}") from None
     except Exception as error:
         with contextlib.suppress(RunFailed):  # a full disk: the first cause is worth more
             recorder.stop("failed", f"{type(error).__name__}: {error}")
+        observers.close("failed", progress.message)
         if isinstance(error, NodeLost):
             raise RunFailed(f"{error}; go on with: fedcl resume {folder.path}") from error
         raise

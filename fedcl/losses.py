@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .strategy import Arrays, cross_entropy
 
-__all__ = ["cross_entropy", "distillation", "proximal", "quadratic", "supervised_contrastive", "tempered_kl"]
+__all__ = ["cross_entropy", "distillation", "nt_xent", "proximal", "quadratic", "supervised_contrastive", "tempered_kl"]
 
 
 def distillation(student: Tensor, teacher: Tensor, classes: Tensor, temperature: float = 2.0) -> Tensor:
@@ -93,3 +93,21 @@ def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: floa
     count = positive.sum(dim=1)
     per_anchor = -torch.where(positive, log_ratio, 0.0).sum(dim=1) / count.clamp(min=1)
     return per_anchor.sum() / (count > 0).sum().clamp(min=1)
+
+
+def nt_xent(embeddings: Tensor, views: int, temperature: float = 0.5) -> Tensor:
+    """NT-Xent (Chen et al. 2020, SimCLR, equation 1), with the other views of an image as its positives.
+
+    Mean over all rows i of ``-log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) )``, s the cosine and j the other view of
+    the image; with more than two views the mean over them. One view alone gives exactly 0.
+
+    Args:
+        embeddings: (B, p), the views following each other as blocks of B / views rows; normalised here.
+        views: how many there are.
+
+    >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> round(nt_xent(z, 2, 1.0).item(), 4)
+    0.5514
+    """
+    images = torch.arange(len(embeddings) // views, device=embeddings.device).repeat(views)
+    return supervised_contrastive(embeddings, images, temperature)

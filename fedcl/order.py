@@ -29,12 +29,28 @@ def epoch_batches(count: int, size: int, minimum: int, drop_last: bool, *parts: 
     return [order[at : at + size] for at in range(0, count, size) if min(size, count - at) >= floor]
 
 
-def plan(count: int, config: Any, key: tuple[object, ...]) -> tuple[list[Picked], int]:
-    """All batches of a round and how many images an epoch leaves out.
+def once_batches(count: int, size: int, minimum: int, drop_last: bool, repeats: int) -> list[Picked]:
+    """The batches of one pass over ``range(count)`` in its own order, each ``repeats`` times in a row.
 
-    Raises nothing for an empty client: the plan is empty.
+    >>> [b.tolist() for b in once_batches(3, 2, 1, False, 2)]
+    [[0, 1], [0, 1], [2], [2]]
+    """
+    floor = max(minimum, size if drop_last else 1)
+    parts = [np.arange(at, min(at + size, count)) for at in range(0, count, size)]
+    return [part for part in parts if len(part) >= floor for _ in range(repeats)]
+
+
+def plan(count: int, config: Any, key: tuple[object, ...]) -> tuple[list[Picked], int]:
+    """All batches of a round and how many images an epoch, or the one pass, leaves out.
+
+    An empty client has an empty plan.
     """
     federation = config.federation
+    if federation.passes == "once":  # the images come in the order in which the stream shows them
+        once = once_batches(
+            count, federation.batch_size, federation.batch_min, federation.drop_last, federation.repeats
+        )
+        return once, count - sum(len(b) for b in once) // federation.repeats
 
     def epoch(index: int) -> list[Picked]:
         return epoch_batches(

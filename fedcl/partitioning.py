@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from . import schema as settings
 from .cards import Card
 from .errors import UsageError
+from .owners import owners, rows_by_owner
 from .stream import Ids, Split, Stage, Store, Stream
 
 if TYPE_CHECKING:
@@ -165,17 +165,6 @@ def held_out_clients(config: settings.Partition, clients: int) -> int:
     return count
 
 
-def rows_by_owner(owner: Ids, clients: int) -> list[Ids]:
-    """For each client the places where ``owner`` names it, ascending; -1 is nobody.
-
-    >>> [rows.tolist() for rows in rows_by_owner(np.array([1, -1, 0, 1]), 2)]
-    [[2], [0, 3]]
-    """
-    order = np.argsort(owner, kind="stable").astype(np.int64)
-    ends = np.searchsorted(owner[order], np.arange(clients + 1)).tolist()
-    return [order[start:end] for start, end in pairwise(ends)]
-
-
 def partition_stream(
     stream: Stream,
     partition: Partition,
@@ -205,14 +194,34 @@ def partition_stream(
     Raises:
         UsageError: a setting is out of range or cannot be reached.
     """
+    if stream.repeats and parse_test_rule(config.test)[0] == "holdout":
+        allowed = f"global or same_mix with scenario.name={stream.name}: a later task trains on the images again"
+        raise UsageError("partition.test", config.test, allowed)
+    parts = _parts(stream, partition, config, clients, seed, columns or {})
+    held = [[stage.train_ids[part] for part in task] for stage, task in zip(stream.stages, parts, strict=True)]
+    return split_of(stream, stream.stages, held, config, clients, seed)
+
+
+def split_of(
+    stream: Stream,
+    stages: Sequence[Stage],
+    rows: Sequence[Sequence[Ids]],
+    config: settings.Partition,
+    clients: int,
+    seed: int,
+) -> Split:
+    """The split of rows that are dealt already: personal test sets are cut out, held-out clients taken out.
+
+    Args:
+        stages: the images that each task draws its ``same_mix`` test sets from.
+        rows: ``rows[task][client]`` of the training store, ascending.
+        clients: number of clients K, with those that ``partition.held_out`` takes out.
+    """
     kind, share = parse_test_rule(config.test)
-    newcomers = held_out_clients(config, clients)
     train: list[tuple[Ids, ...]] = []
     test: list[tuple[Ids, ...]] = []
-    for stage, parts in zip(
-        stream.stages, _parts(stream, partition, config, clients, seed, columns or {}), strict=True
-    ):
-        held = [stage.train_ids[part] for part in parts]
+    for stage, task in zip(stages, rows, strict=True):
+        held = list(task)
         if kind == "holdout":
             cut = [_hold_out(ids, share, seed, stage.index, k) for k, ids in enumerate(held)]
             held = [kept for kept, _ in cut]
@@ -229,12 +238,17 @@ def partition_stream(
         num_classes=stream.num_classes,
         train_labels=stream.train_labels,
     )
-    if not newcomers:
+    out = never_trained(config, clients, seed)
+    if not out:
         return whole
+    return replace(whole.only([k for k in range(clients) if k not in set(out)]), held_out=whole.only(out))
+
+
+def never_trained(config: settings.Partition, clients: int, seed: int) -> list[int]:
+    """The clients that ``partition.held_out`` takes out, by their numbers before, ascending."""
     from . import random as counter  # imports torch, which this module must not need at import time
 
-    out = counter.sample(clients, newcomers, seed, "partition", "held out")
-    return replace(whole.only([k for k in range(clients) if k not in set(out)]), held_out=whole.only(out))
+    return counter.sample(clients, held_out_clients(config, clients), seed, "partition", "held out")
 
 
 def _parts(
@@ -246,20 +260,23 @@ def _parts(
     columns: Mapping[str, Ids],
 ) -> list[list[Ids]]:
     """For each task and client the places of its rows in the task's ``train_ids``, ascending."""
+    owner = np.full(len(stream.train_labels), -1, dtype=np.int64)
     if not partition.once:
-        return [
-            partition.split(stream.train_labels[stage.train_ids], clients, config, seed, "partition", stage.index)
-            for stage in stream.stages
-        ]
+        dealt = np.zeros(len(owner), dtype=bool)
+        for stage in stream.stages:  # rows of an earlier task stay with their client
+            rows = stage.train_ids[~dealt[stage.train_ids]]
+            dealt[rows] = True
+            if len(rows):
+                parts = partition.split(stream.train_labels[rows], clients, config, seed, "partition", stage.index)
+                owner[rows] = owners(parts, len(rows))
+        return [rows_by_owner(owner[stage.train_ids], clients) for stage in stream.stages]
     name = partition.column(config)
     if name and name not in columns:
         listed = ", ".join(columns) or "none"
         raise UsageError("partition.column", name, f"must be a column of the dataset; it has {listed}", columns)
     values = columns[name] if name else stream.train_labels
     rows = np.unique(np.concatenate([stage.train_ids for stage in stream.stages]))
-    owner = np.full(len(values), -1, dtype=np.int64)
-    for client, part in enumerate(partition.split(values[rows], clients, config, seed, "partition")):
-        owner[rows[part]] = client
+    owner[rows] = owners(partition.split(values[rows], clients, config, seed, "partition"), len(rows))
     return [rows_by_owner(owner[stage.train_ids], clients) for stage in stream.stages]
 
 

@@ -126,6 +126,9 @@ def draw_population(stream: Stream, partition: Partition, config: settings.Parti
     if newcomers > MOST_HELD_OUT:
         allowed = f"must be at most {MOST_HELD_OUT} clients with partition.size"
         raise UsageError("partition.held_out", config.held_out, allowed)
+    if stream.repeats:
+        allowed = f"must be 0 with scenario.name={stream.name}, whose tasks hold images of earlier ones"
+        raise UsageError("partition.size", config.size, allowed)
     pools = [Pool.of(stream.train_labels[stage.train_ids]) for stage in stream.stages]
     for task, pool in enumerate(pools):
         if config.size > pool.size:

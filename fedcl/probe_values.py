@@ -12,8 +12,10 @@ from torch import Tensor
 
 from .metrics import compatibility, geometry
 from .metrics.calibration import CalibrationBins
+from .metrics.clustering import clustering_accuracy, k_means
 from .metrics.matrix import mean_or_none
-from .metrics.moments import ClassMoments
+from .metrics.moments import ClassMoments, rounding
+from .metrics.novelty import auroc, fpr_at_tpr, max_softmax, negative_energy
 from .metrics.probes import NEIGHBOURS, fit_linear, knn_scores, nearest_mean_scores
 from .metrics.retrieval import recall_at_1, retrieve
 from .metrics.similarity import FeatureDrift, linear_cka, prototype_error
@@ -107,8 +109,10 @@ def _prototypes(m: Measurement) -> Values:
         then.append(kept["means"][classes])
         now.append(means[classes])
     error = prototype_error(torch.cat(then), torch.cat(now)) if then else None
-    inside = float(m.train_moments.within.trace()) / max(m.train_moments.total, 1)
-    return {"error": error, "relative": error / math.sqrt(inside) if error is not None and inside > 0 else None}
+    moments = m.train_moments
+    inside = float(moments.within.trace()) / max(moments.total, 1)
+    varies = inside > (rounding(moments.total) * float(moments.means.norm())) ** 2
+    return {"error": error, "relative": error / math.sqrt(inside) if error is not None and varies else None}
 
 
 def _hypersphere(m: Measurement) -> Values:
@@ -123,14 +127,15 @@ def _collapse(m: Measurement) -> Values:
     if weight is not None:
         # Classes beyond the head's width have no images yet: their rows are not read.
         weight = torch.cat([weight, weight.new_zeros(m.classes - len(weight), weight.shape[1])])
-    nearest = nearest_mean_scores(m.train.features, moments).argmax(dim=1)
-    apart = geometry.disagreement(m.heads(m.train.logits).argmax(dim=1), nearest)
+    nearest = m.own_task(m.train, nearest_mean_scores(m.train.features, moments)).argmax(dim=1)
+    apart = geometry.disagreement(m.heads(m.train).argmax(dim=1), nearest)
     return {**geometry.neural_collapse(moments, weight), "nc4": apart}
 
 
 def _spectrum(m: Measurement) -> Values:
-    scatter = ClassMoments.of(m.test.features, m.test.labels, m.classes).scatter()
-    return geometry.spectrum_metrics(geometry.spectrum(scatter))
+    moments = ClassMoments.of(m.test.features, m.test.labels, m.classes)
+    scatter = moments.scatter()
+    return geometry.spectrum_metrics(geometry.spectrum(torch.zeros_like(scatter) if moments.constant else scatter))
 
 
 def _dormant(m: Measurement) -> Values:
@@ -139,17 +144,38 @@ def _dormant(m: Measurement) -> Values:
 
 
 def _calibration(m: Measurement) -> Values:
-    bins = CalibrationBins.of(m.heads(m.test.logits).to(torch.float64).softmax(dim=1), m.test.labels)
+    bins = CalibrationBins.of(m.heads(m.test).to(torch.float64).softmax(dim=1), m.test.labels)
     count = int(bins.counts.sum())
     confidence, accuracy = (float(t.sum()) / count if count else None for t in (bins.confidence, bins.correct))
     return {"ece": bins.ece(), "confidence": confidence, "accuracy": accuracy}
+
+
+def _novelty(m: Measurement) -> Values:
+    found: Values = {}
+    for name, score in (("softmax", max_softmax), ("energy", negative_energy)):
+        if not m.named:  # a head that has never seen a label knows no class
+            found |= {f"auroc_{name}": None, f"fpr95_{name}": None}
+            continue
+        inside, outside = (score(images.logits, m.known) for images in (m.test, m.unknown))
+        found |= {f"auroc_{name}": auroc(inside, outside), f"fpr95_{name}": fpr_at_tpr(inside, outside)}
+    return found
+
+
+def _clustering(m: Measurement) -> Values:
+    images = m.shown
+    labels = images.labels.cpu().numpy()
+    count = min(len(m.shown_classes), len(labels))
+    features = F.normalize(images.features, dim=1).to(torch.float64).cpu().numpy()
+    clusters = k_means(features, count, m.probing.evaluator.node.config.seed)
+    old = torch.nonzero(m.known).flatten().cpu().numpy() if m.named else labels[:0]
+    return {**clustering_accuracy(labels, clusters, old), "clusters": float(count)}
 
 
 PROBES: dict[str, Callable[[Measurement], Values]] = {
     "nearest_mean": _nearest_mean, "knn": _knn, "linear": _linear, "retrieval": _retrieval,
     "compatibility": _compatibility, "cka": _cka, "drift": _drift, "prototypes": _prototypes,
     "hypersphere": _hypersphere, "collapse": _collapse, "spectrum": _spectrum, "dormant": _dormant,
-    "calibration": _calibration,
+    "calibration": _calibration, "novelty": _novelty, "clustering": _clustering,
 }  # fmt: skip
 HISTORY = frozenset({"compatibility", "cka", "drift", "prototypes"})
 """Probes that compare with the features of earlier models."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from . import random
 from .checkpoint import Damaged, pack_tensors, unpack_tensors
 from .errors import Interrupted, RunFailed
+from .labels import distinct, labelled_somewhere
 from .metrics.matrix import forgetting
 from .metrics.moments import ClassMoments
 from .probe_values import HISTORY, PROBES, Values
@@ -214,6 +215,37 @@ class Measurement:
         return self.panel.where(self.panel.tasks <= self.task)
 
     @cached_property
+    def named(self) -> bool:
+        """Whether any training image is labelled, so that the head knows what its classes look like."""
+        return labelled_somewhere(self.probing.evaluator.split)
+
+    def _of_classes(self, wanted: Ints) -> Frozen:
+        """The test images of some classes, in later tasks or in none."""
+        evaluator = self.probing.evaluator
+        labels = evaluator.stream.test_labels
+        rows = distinct([*(s.test_ids for s in evaluator.stream.stages), evaluator.stream.unnamed[0]])
+        rows = rows[np.isin(labels[rows], wanted)]
+        return self.probing.frozen(self.arrays, evaluator.test, labels, rows, np.full(len(rows), self.task))
+
+    @cached_property
+    def unknown(self) -> Frozen:
+        """All test images of classes that are not known yet, whether clients hold images of them or not."""
+        stream = self.probing.evaluator.stream
+        return self._of_classes(np.setdiff1d(np.arange(stream.num_classes), stream.known(self.task)))
+
+    @cached_property
+    def shown_classes(self) -> Ints:
+        """The classes that the training images of the tasks so far are of, named or not, ascending."""
+        stream = self.probing.evaluator.stream
+        return distinct([stream.train_labels[s.train_ids] for s in stream.stages[: self.task + 1]])
+
+    @cached_property
+    def shown(self) -> Frozen:
+        """All test images of the classes shown so far; where every class gets a name, those of the tasks so far."""
+        unnamed = len(self.probing.evaluator.stream.unnamed[0])
+        return self._of_classes(self.shown_classes) if unnamed else self.test
+
+    @cached_property
     def train_moments(self) -> ClassMoments:
         """Of the training features."""
         return ClassMoments.of(self.train.features, self.train.labels, self.classes)
@@ -253,9 +285,16 @@ class Measurement:
         found = self.by_task(scores)
         return {**found, "forgetting": forgetting(self.triangle(probe, found))}
 
-    def heads(self, logits: Tensor) -> Tensor:
-        """Logits with those of unknown classes at -inf."""
-        return logits.masked_fill(~self.known, -torch.inf)
+    def heads(self, of: Frozen) -> Tensor:
+        """Logits with those of unknown classes at -inf, and those of other tasks where tasks are known."""
+        return self.own_task(of, of.logits.masked_fill(~self.known, -torch.inf))
+
+    def own_task(self, of: Frozen, scores: Tensor) -> Tensor:
+        """Scores (N, C) with classes of other tasks at -inf where an image's task is known; else as they are."""
+        heads = self.probing.evaluator.heads
+        if heads is None:
+            return scores
+        return scores.where(heads[: scores.shape[1]] == heads[of.labels][:, None], -torch.inf)
 
 
 def probes_csv(tasks: list[dict[str, dict[str, Any]]]) -> bytes:

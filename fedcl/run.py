@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import config as settings
 from .build import build, build_split
+from .callbacks import Told, load_callbacks
 from .checkpoint import load_newest
 from .conduct import conduct
 from .environment import environment
 from .errors import RunFailed, UsageError
 from .federation.server import State
-from .progress import Progress, QuietProgress
+from .notebook import notebook_progress
+from .progress import Progress
 from .quiet import quiet_libraries
 from .resolve import anchored
+from .result import RunResult
 from .runfolder import RunFolder
 from .runtimes import deploy
 from .runtimes.links import count_nodes
@@ -25,35 +28,8 @@ from .runtimes.resources import check_runtime
 
 if TYPE_CHECKING:
     from .federation.flower_internals import Grid
-    from .models.model import FedModel
 
 __all__ = ["RunResult", "build_split", "execute", "load", "resume", "run"]
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A run and where it lies.
-
-    Attributes:
-        summary: the content of ``summary.json``.
-        matrix: accuracy on task j after task i, None where undefined.
-        folder: the run folder.
-    """
-
-    summary: dict[str, Any]
-    matrix: list[list[float | None]]
-    folder: Path
-
-    @property
-    def model(self) -> FedModel:
-        """The final global model as a module, in eval mode, its head as wide as the classes seen.
-
-        Raises:
-            RunFailed: the folder has no whole checkpoint.
-        """
-        from .build import load_model
-
-        return load_model(self.folder)
 
 
 def run(
@@ -61,6 +37,7 @@ def run(
     *,
     progress: Progress | None = None,
     overrides: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Told] = (),
     **sections: Any,
 ) -> RunResult:
     """One experiment from Python.
@@ -68,8 +45,9 @@ def run(
     Args:
         config_or_path: a :class:`fedcl.config.Config`, a mapping of sections, a YAML file, or a preset's name;
             None is the default stack of ``fedcl demo``.
-        progress: who is told; nobody by default.
+        progress: who is told; by default a line below the cell of a Jupyter notebook, elsewhere nobody.
         overrides: by dotted key, for example ``{"federation.clients": 10}``.
+        callbacks: functions of an :class:`fedcl.callbacks.Event` that may ask to stop, told of each round and task.
         sections: overrides of whole sections or top-level keys, for example ``seed=1, federation={"clients": 10}``.
 
     Raises:
@@ -77,7 +55,7 @@ def run(
         RunFailed: the run failed; its folder says why.
     """
     config = settings.load_config(config_or_path, {**sections, **(overrides or {})})
-    return execute(config, progress=progress or QuietProgress())
+    return execute(config, progress=progress or notebook_progress(), callbacks=callbacks)
 
 
 def load(run_dir: str | Path) -> RunResult:
@@ -90,12 +68,17 @@ def load(run_dir: str | Path) -> RunResult:
     summary = folder.read_summary()
     if summary is None:
         raise UsageError("run_dir", str(run_dir), "a finished run; this one has no summary.json, see `fedcl resume`")
-    matrix = folder.read_matrix() if summary.get("status") == "done" else []
+    matrix = folder.read_matrix() if summary.get("status") in ("done", "stopped") else []
     return RunResult(summary, matrix, folder.path)
 
 
 def execute(
-    config: settings.Config, *, progress: Progress, folder: Path | None = None, grid: Grid | None = None
+    config: settings.Config,
+    *,
+    progress: Progress,
+    folder: Path | None = None,
+    grid: Grid | None = None,
+    callbacks: Sequence[Told] = (),
 ) -> RunResult:
     """Runs an experiment in a new folder.
 
@@ -104,6 +87,7 @@ def execute(
         progress: who is told.
         folder: the output directory, in place of ``output.dir``.
         grid: the way to the nodes, in the ServerApp that a SuperLink started for ``engine.runtime=deploy``.
+        callbacks: told of each round and task, beside those of the settings; see :mod:`fedcl.callbacks`.
 
     Raises:
         UsageError, RunFailed, Interrupted: see :mod:`fedcl.errors`.
@@ -112,9 +96,11 @@ def execute(
         config = replace(config, output=replace(config.output, dir=str(folder)))
     check_runtime(config)
     if config.engine.runtime == "deploy" and grid is None:
+        refuse_here(callbacks)
         return deploy.drive(anchored(config), deploy.folder_of(config), progress)
     if grid is not None and not config.engine.nodes:
         config = replace(config, engine=replace(config.engine, nodes=count_nodes(grid, config.engine.timeout)))
+    told = load_callbacks(config.output, callbacks)
     logs: list[dict[str, object]] = []
     with quiet_libraries(logs.append):
         experiment = build(anchored(config))
@@ -124,17 +110,24 @@ def execute(
         owned.write_environment(environment())
         for record in logs:
             owned.log(record)
-        return RunResult(conduct(experiment, owned, progress, None, grid), owned.read_matrix(), owned.path)
+        return RunResult(conduct(experiment, owned, progress, None, grid, told), owned.read_matrix(), owned.path)
 
 
-def resume(folder: Path, *, progress: Progress, data_root: str | None = None, grid: Grid | None = None) -> RunResult:
+def resume(
+    folder: Path,
+    *,
+    progress: Progress,
+    data_root: str | None = None,
+    grid: Grid | None = None,
+    callbacks: Sequence[Told] = (),
+) -> RunResult:
     """Continues an interrupted run to the same final hashes; a finished one is returned as it is.
 
     Args:
         folder: the run folder.
         progress: who is told.
         data_root: where the datasets are now, if they have moved.
-        grid: see :func:`execute`.
+        grid, callbacks: see :func:`execute`.
 
     Raises:
         UsageError: no run there, or another process works on it.
@@ -153,12 +146,20 @@ def resume(folder: Path, *, progress: Progress, data_root: str | None = None, gr
         moved = [] if data_root is None else [("data.root", str(Path(data_root).absolute()))]
         config = settings.load_config(owned.path / "config.yaml", moved)
         if config.engine.runtime != "deploy" or grid is not None:
-            return go_on(owned, config, progress, grid)
+            return go_on(owned, config, progress, grid, callbacks)
+    refuse_here(callbacks)
     return deploy.drive(config, folder.absolute(), progress)
 
 
-def go_on(owned: RunFolder, config: settings.Config, progress: Progress, grid: Grid | None) -> RunResult:
+def go_on(
+    owned: RunFolder,
+    config: settings.Config,
+    progress: Progress,
+    grid: Grid | None,
+    callbacks: Sequence[Told] = (),
+) -> RunResult:
     """Continues the run of a folder from its newest whole checkpoint."""
+    told = load_callbacks(config.output, callbacks)
     logs: list[dict[str, object]] = []
     with quiet_libraries(logs.append):
         experiment = build(config)
@@ -181,7 +182,14 @@ def go_on(owned: RunFolder, config: settings.Config, progress: Progress, grid: G
         progress.message(f"resuming {owned.path} at {where}")
     else:
         progress.message(f"resuming {owned.path} from the start: it has no checkpoint")
-    return RunResult(conduct(experiment, owned, progress, start, grid), owned.read_matrix(), owned.path)
+    return RunResult(conduct(experiment, owned, progress, start, grid, told), owned.read_matrix(), owned.path)
+
+
+def refuse_here(callbacks: Sequence[Told]) -> None:
+    """Refuses callbacks that are objects of this process, where another one conducts the run."""
+    if callbacks:
+        allowed = "cannot be sent to a SuperLink; name it in output.callbacks, as package.module:function"
+        raise UsageError("callbacks", repr(callbacks[0]), allowed)
 
 
 def store_plugins(config: settings.Config, folder: RunFolder) -> settings.Config:

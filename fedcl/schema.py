@@ -36,17 +36,20 @@ class Scenario:
     arguments: dict[str, Any] = field(default_factory=dict)  # its keyword arguments
     shift: str = "given"  # domain_incremental: given | permuted | rotated
     datasets: list[str] = field(default_factory=list)  # domain_incremental: more data sets, one a task after data.name
+    own_classes: bool = False  # domain_incremental: the classes of each domain are classes of their own
     angles: list[float] = field(default_factory=list)  # shift=rotated: degrees of each task; empty: tasks over 180
     disjoint: float = 0.5  # i_blurry, si_blurry: share of the classes that belong to one task only (N)
     blurred: float = 0.1  # i_blurry, si_blurry: share of the other classes' images that change the task (M)
     overlap: float = 0.25  # linear_blurry: a transition starts and ends this far from its boundary (1: one class set)
     steps: int = 1  # linear_blurry: tasks that the time of one class set is cut into
     shots: int = 5  # few_shot: training images of each class after the base session (K)
-    of: list[str] = field(default_factory=list)  # long_tailed, noisy_labels: what they change; empty: class_incremental
+    of: list[str] = field(default_factory=list)  # streams that others change (`fedcl show`); empty: class_incremental
     imbalance: float = 100.0  # long_tailed: images of the largest class over those of the smallest
     tail: str = "shuffled"  # long_tailed: shuffled | ordered (classes get rarer in the order of exposure)
     noise: str = "symmetric"  # noisy_labels: symmetric | asymmetric
     noise_rate: float = 0.2  # noisy_labels: share of each class's training labels that are wrong
+    mixed: float = 0.5  # open_world, category_discovery: share of a class's images that come in later sessions
+    labelled: float = 0.5  # open_world: share of the base classes' images in later sessions that are labelled
 
 
 @dataclass
@@ -65,7 +68,19 @@ class Partition:
     tail: str = "shuffled"  # long tail, which classes are rare: shuffled (by seed) | ordered (the later, the rarer)
     column: str = ""  # natural and feature_shift: column of the dataset, e.g. drawer; feature_shift: domain
     held_out: float = 0.0  # clients that never train and test as newcomers: a number, or a share below 1
+    public: float = 0.0  # images of each class and task that are the server's: a number, or a share below 1
     test: str = "global"  # global | same_mix | holdout(p)
+
+
+@dataclass
+class Labels:
+    """Which training images have a label; the others' labels are hidden from clients and strategies."""
+
+    rate: float = 1.0  # share of each client's images of each class that is labelled; per=client: of the clients
+    per: str = "sample"  # sample | client (all images of a client, or none)
+    count: int | None = None  # labelled images of each class at each client and task, in place of rate
+    batch_size: int = 0  # unlabelled images beside each batch of labelled ones; 0: federation.batch_size
+    public: bool = True  # whether the server's own images (partition.public) have labels
 
 
 @dataclass
@@ -78,6 +93,7 @@ class Model:
     norm: str = "default"  # default | batch | group | layer | none
     projector: str = "auto"  # auto (when a strategy asks for one) | none | linear | mlp
     projector_dim: int = 128
+    bias: bool = True  # of the layers of mlp, lenet, simple_cnn and alexnet; residual networks have none
     head: str = "linear"  # linear | cosine | nearest_mean | simplex
     head_bias: bool = True
     head_allocate: str = "grow"  # grow | all
@@ -98,9 +114,29 @@ class Federation:
     weighting: str = "samples"  # samples | uniform
     epochs: int | None = None  # local epochs a round; exactly one of epochs and steps is set
     steps: int | None = None  # local steps a round
+    passes: str = "many"  # over a task's images: many (all in every round) | once (round r sees the r-th chunk)
+    repeats: int = 1  # passes=once: steps on each batch, one after the other
     batch_size: int = 32
     drop_last: bool = False
     batch_min: int = 0  # smaller batches are left out; 0: 2 for networks with BatchNorm, else 1
+
+
+@dataclass
+class Time:
+    """When each client meets its tasks, who is there, and how fast clients are."""
+
+    order: str = "common"  # common | asynchronous (own order of the tasks) | client_specific (own classes)
+    sequence: str = "shuffled"  # asynchronous: shuffled | lagged (the common order, begun at a task of its own)
+    classes: int = 2  # client_specific: classes in each task of a client
+    shared: float = 0.0  # client_specific: share of a client's classes that all clients have in common
+    joining: float = 0.0  # share of the clients that come only after the first task
+    leaving: float = 0.0  # share of the clients that go before the last task
+    start: int = 0  # growing federation: clients in the first task; 0: all
+    growth: int = 0  # growing federation: clients that come with each further task
+    participation: float = 1.0  # share of the clients then there that take part in a task at all, drawn for each task
+    stragglers: float = 0.0  # share of the clients that are slow
+    slowdown: float = 2.0  # how many times longer a step takes them
+    straggler_policy: str = "wait"  # wait | partial (they do fewer steps) | drop (their update comes too late)
 
 
 @dataclass
@@ -148,9 +184,13 @@ class Evaluate:
 
     every: int = 0  # rounds between evaluations into rounds.csv; 0: only after each task
     batch_size: int = 1024
+    on: str = "test"  # test | validation (held-out training images; no test image is read)
     personal: bool = True  # also each client on its own test set, where it has one
     probes: list[str] = field(default_factory=list)  # of the frozen encoder after each task: see `fedcl list probes`
     probe_samples: int = 20  # images of a class and task that probes train on, and compare one with another; 0: all
+    predict: str = "auto"  # what is accurate: head (the stack's own rule) | knn | linear | nearest_mean (probes) | auto
+    top: int = 1  # a test image is right where its class is among this many best scores
+    features: int = 0  # test images whose features are kept after each task, for `fedcl plot features`; 0: none
 
 
 @dataclass
@@ -167,6 +207,8 @@ class Output:
 
     dir: str = "runs"
     plots: bool = True
+    loggers: list[str] = field(default_factory=list)  # tensorboard, wandb (offline); events.jsonl is always written
+    callbacks: list[str] = field(default_factory=list)  # functions told of each round, package.module:name
 
 
 @dataclass
@@ -187,10 +229,12 @@ class Config:
     data: Data = field(default_factory=Data)
     scenario: Scenario = field(default_factory=Scenario)
     partition: Partition = field(default_factory=Partition)
+    labels: Labels = field(default_factory=Labels)
     model: Model = field(default_factory=Model)
     strategy: list[str] = field(default_factory=lambda: ["finetune"])
     options: dict[str, Any] = field(default_factory=dict)
     federation: Federation = field(default_factory=Federation)
+    time: Time = field(default_factory=Time)
     optimiser: Optimiser = field(default_factory=Optimiser)
     engine: Engine = field(default_factory=Engine)
     evaluate: Evaluate = field(default_factory=Evaluate)

@@ -43,6 +43,11 @@ class Stack:
         """Whether ``strategy`` fills ``slot`` in this stack."""
         return self.owners[slot] is strategy
 
+    @property
+    def learns(self) -> bool:
+        """Whether a strategy learns from images without labels, so that a client can train on these."""
+        return any(s.unlabelled == "learns" for s in self.strategies)
+
     def __iter__(self) -> Iterator[Strategy]:
         return iter(self.strategies)
 
@@ -50,3 +55,15 @@ class Stack:
 def narrowed(step: Step, strategy: Strategy, down: Mapping[str, Arrays], state: Mapping[str, Arrays]) -> Step:
     """The same step with the arrays and the state of one strategy; the forward pass stays shared."""
     return replace(step, down=down.get(strategy.name, {}), state=state.get(strategy.name, {}))
+
+
+def seen_by(step: Step, strategy: Strategy, down: Mapping[str, Arrays], state: Mapping[str, Arrays]) -> Step | None:
+    """As :func:`narrowed`, without images that have no label where the strategy ignores them; None without any other.
+
+    The strategy's own :attr:`Strategy.unlabelled` decides, so that none meets the label -1 unprepared.
+    """
+    if strategy.unlabelled == "ignores":
+        step = step.labelled()
+        if not len(step.y):
+            return None
+    return narrowed(step, strategy, down, state)

@@ -21,9 +21,10 @@ from .errors import Interrupted, RunFailed
 from .optim import clip_by_norm
 from .rates import schedule
 from .sharedstate import SharedState
-from .stack import narrowed
+from .sources import prepared
+from .stack import seen_by
 from .strategy import Arrays, Batch, Step, Strategy
-from .training import Client, NamedModels, Trained, blame, not_finite, total_loss
+from .training import Client, NamedModels, Trained, blame, not_finite, shapes_of, total_loss
 
 Stacked = dict[str, Tensor]
 """Arrays with a leading axis of clients."""
@@ -91,11 +92,13 @@ class Cohort:
         clients: with their outcome, in the order in which they were given.
         active: places in ``clients`` of those that took a step.
         arrays: parameters and buffers of the active ones, (active, ...), in the order of ``active``.
+        seconds: what one step of a client took: the time of all, shared by the steps.
     """
 
     clients: list[tuple[Client, Trained]]
     active: list[int]
     arrays: Stacked
+    seconds: float = 0.0
 
 
 def train_cohort(clients: Sequence[Client], limit: int | None = None) -> Cohort:
@@ -140,6 +143,7 @@ class Training:
         self.private = Bank(received, [n for n in node.private if n not in fixed])
         self.state, self.unlike = self.states(clients)
         self.counts = torch.stack([c.counts for c in clients])
+        self.masks = Bank([{"known": c.known, "new": c.new} for c in clients], ["known", "new"])
         self.groups = schedule_groups(plans, device)
         self.positions = torch.arange(len(self.groups), dtype=torch.int64).to(device)
         keys = torch.tensor([counter.fold(*c.key) for c in clients], dtype=torch.int64).to(device)
@@ -153,6 +157,8 @@ class Training:
         self.edits = [s for s in node.stack if type(s).edit_gradients is not Strategy.edit_gradients]
         self.afters = [s for s in node.stack if type(s).after_step is not Strategy.after_step]
         self.sums: Stacked = {}
+        # Clients whose batches have labels alike have loss terms alike.
+        self.terms: dict[tuple[int, ...], set[str]] = {}
 
     @staticmethod
     def states(clients: Sequence[Client]) -> tuple[Bank, dict[str, set[str]]]:
@@ -182,22 +188,23 @@ class Training:
             "params": self.params.pick(group), "buffers": self.buffers.spread(group), "fixed": self.fixed.pick(group),
             "private": self.private.pick(group), "state": self.state.pick(group), "pixels": store.gather(group.ids),
             "labels": store.label_tensor[group.ids], "ids": group.ids, "counts": self.counts[group.rows],
-            "seed": self.seeds[index][group.rows],
+            "seed": self.seeds[index][group.rows], "masks": self.masks.pick(group),
         }  # fmt: skip
         axes: dict[str, Any] = {
             "params": self.params.axes(), "buffers": dict.fromkeys(self.buffers.arrays, 0), "fixed": self.fixed.axes(),
             "private": self.private.axes(), "state": self.state.axes(), "pixels": 0, "labels": 0, "ids": 0,
-            "counts": 0, "seed": 0,
+            "counts": 0, "seed": 0, "masks": self.masks.axes(),
         }  # fmt: skip
-        position, source = self.positions[index], group.source
-        grads, (terms, buffers) = vmap(self.gradients(position, source), (axes,), randomness="error")(lanes)
+        position = self.positions[index]
+        grads, (terms, buffers) = vmap(self.gradients(position, group), (axes,), randomness="error")(lanes)
         if node.config.optimiser.clip is not None:
             grads = clip_by_norm(grads, node.config.optimiser.clip, batch_dims=1)
         # Later hooks see the buffers that the forward pass has written, as one by one.
         lanes["buffers"] = buffers
         if self.edits:
-            edited = self.hooked("edit_gradients", self.edits, position, source)
+            edited = self.hooked("edit_gradients", self.edits, position, group)
             grads = vmap(edited, (axes, 0), randomness="error")(lanes, grads)
+        self.terms.setdefault(group.hidden, set()).update(terms)
         for name, value in terms.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros(len(self.plans), dtype=value.dtype, device=value.device)
@@ -209,7 +216,7 @@ class Training:
         rate = rate[group.rows] if isinstance(rate, Tensor) else rate
         params, moments = node.optimiser.update(self.params.spread(group), grads, moments, rate, owned)
         if self.afters:
-            after = self.hooked("after_step", self.afters, position, source)
+            after = self.hooked("after_step", self.afters, position, group)
             params = vmap(after, (axes, 0), randomness="error")(lanes, params)
         del moments["step"]
         self.params.put(group, params)
@@ -238,13 +245,13 @@ class Training:
         table = torch.tensor(columns, dtype=torch.float64).to(node.store.device)
         return list(table.unbind(0))
 
-    def gradients(self, position: Tensor, source: Tensor) -> Callable[..., Any]:
+    def gradients(self, position: Tensor, group: Group) -> Callable[..., Any]:
         """A function of one lane: gradients, (loss terms, new buffers)."""
         node = self.node
 
         def loss(params: Arrays, lane: dict[str, Any]) -> tuple[Tensor, tuple[Arrays, Arrays]]:
             buffers = {n: b.clone() for n, b in lane["buffers"].items()}
-            step, client = self.rebuilt(lane, params, buffers, position, source)
+            step, client = self.rebuilt(lane, params, buffers, position, group)
             with node.autocast():
                 terms = total_loss(node.stack, step, client)
             wide = [t.float() if t.dtype == torch.bfloat16 else t for t in terms.values()]
@@ -255,29 +262,25 @@ class Training:
 
         return one
 
-    def hooked(
-        self, hook: Hook, strategies: Sequence[Strategy], position: Tensor, source: Tensor
-    ) -> Callable[..., Any]:
+    def hooked(self, hook: Hook, strategies: Sequence[Strategy], position: Tensor, group: Group) -> Callable[..., Any]:
         """A function of one lane and its clipped gradients, or new parameters: what the strategies make of them."""
 
         def one(lane: dict[str, Any], arrays: Arrays) -> Arrays:
-            step, client = self.rebuilt(lane, lane["params"], lane["buffers"], position, source)
+            step, client = self.rebuilt(lane, lane["params"], lane["buffers"], position, group)
             for strategy in strategies:
+                seen = seen_by(step, strategy, client.down, client.state)
                 with blame(strategy, hook):
-                    arrays = getattr(strategy, hook)(narrowed(step, strategy, client.down, client.state), arrays)
+                    arrays = arrays if seen is None else getattr(strategy, hook)(seen, arrays)
             return arrays
 
         return one
 
     def rebuilt(
-        self, lane: dict[str, Any], params: Arrays, buffers: Arrays, position: Tensor, source: Tensor
+        self, lane: dict[str, Any], params: Arrays, buffers: Arrays, position: Tensor, group: Group
     ) -> tuple[Step, Client]:
         """The step of one lane as strategies see it, and the client it belongs to."""
         node, first = self.node, self.first
-        batch = Batch(lane["pixels"], lane["labels"], lane["ids"], source)
-        for strategy in node.stack:
-            with blame(strategy, "prepare"):
-                batch = strategy.prepare(batch)
+        batch = prepared(node.stack, Batch(lane["pixels"], lane["labels"], lane["ids"], group.source), group.hidden)
         own = lane["fixed"] | lane["private"]
         received = {n: own.get(n, a) for n, a in first.received.items()}
         previous = first.models.named["stage:previous"]
@@ -288,14 +291,14 @@ class Training:
         for name, array in lane["state"].items():
             strategy_name, key = name.split("/", 1)
             states[strategy_name][key] = array
-        seed = lane["seed"]
+        seed, known, new = lane["seed"], lane["masks"]["known"], lane["masks"]["new"]
         step = Step(
             node.images(batch.pixels, seed), batch.labels, batch, {**params, **lane["fixed"]}, buffers, received, {},
-            {}, position, first.known, first.new, lane["counts"], seed, first.header.task, first.header.round, models,
+            {}, position, known, new, lane["counts"], seed, first.task, first.header.round, models, heads=first.heads,
         )  # fmt: skip
         client = Client(
-            first.id, first.header, first.ids, first.labels, received, first.down, states, models, first.known,
-            first.new, lane["counts"], node,
+            first.id, first.header, first.ids, first.labels, received, first.down, states, models, known, new,
+            lane["counts"], node, first.heads,
         )  # fmt: skip
         return step, client
 
@@ -308,7 +311,9 @@ class Training:
         out = []
         for place, p in enumerate(self.plans):
             count = len(p.batches)
-            losses = {n: column[place] / count for n, column in columns.items()} if count else {}
+            own = self.terms.get(p.hidden, set())
+            losses = {n: column[place] / count for n, column in columns.items() if count and n in own}
             mine = {n: row[place] for n, row in rows.items()}
-            out.append(Trained(mine, count, len(p.client.ids), p.dropped, losses))
+            shapes = shapes_of((tuple(map(len, batch)) for batch in p.batches), p.hidden)
+            out.append(Trained(mine, count, p.client.samples, p.dropped, losses, shapes))
         return out

@@ -12,7 +12,7 @@ hooks see) and :class:`Server` (what the server hooks see).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -20,12 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import random as counter
+from .batch import Batch as Batch
+from .batch import Source as Source
 from .cards import Card
+from .masks import own_head
 
 if TYPE_CHECKING:
     from .config import Config
     from .data.store import TensorStore
     from .models.model import FedModel, Output
+    from .public import Public
     from .stream import Split, Stream
 
 Arrays = dict[str, Tensor]
@@ -34,53 +38,12 @@ Arrays = dict[str, Tensor]
 Reduction = Literal["sum", "mean", "weighted_mean", "max", "min", "stack"]
 Sharing = Literal["shared", "private", "frozen"]
 Scope = Literal["run", "task", "round"]
+Unlabelled = Literal["ignores", "sees", "learns"]
 
 
 @dataclass(frozen=True)
 class NoOptions:
     """A strategy without options."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images on their way into a step.
-
-    Attributes:
-        pixels: (B, C, H, W) uint8; augmented and normalised after all ``prepare`` hooks have run.
-        labels: (B,) int64 class positions.
-        ids: (B,) int64 rows of the client's store.
-        source: (B,) int64, 0 for the client's stream, i for the i-th extra source of the stack.
-        views: how often each image stands in the batch; views follow each other as blocks of B / views rows.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    ids: Tensor
-    source: Tensor
-    views: int = 1
-
-    def repeat(self, times: int) -> Batch:
-        """The same images ``times`` times as blocks; each row is augmented on its own."""
-        return Batch(
-            self.pixels.repeat(times, 1, 1, 1),
-            self.labels.repeat(times),
-            self.ids.repeat(times),
-            self.source.repeat(times),
-            self.views * times,
-        )
-
-
-@dataclass(frozen=True)
-class Source:
-    """More images a client mixes into each step, beside its stream.
-
-    Attributes:
-        ids: (M,) int64 rows of the client's store.
-        batch_size: images a step; fewer when M is smaller.
-    """
-
-    ids: Tensor
-    batch_size: int
 
 
 class Models(Protocol):
@@ -102,7 +65,8 @@ class Step:
 
     Attributes:
         x: (B, C, H, W) normalised images, augmented.
-        y: (B,) int64 class positions.
+        y: (B,) int64 class positions; -1 where the label is hidden, which only strategies see that say so
+            (:attr:`Strategy.unlabelled`).
         batch: where they come from: ids, source, views.
         params, buffers: the model being trained.
         received: the global model as broadcast this round (read only).
@@ -110,8 +74,12 @@ class Step:
         state: this strategy's client state.
         index: int64 scalar tensor, steps taken in this round.
         known, new: (C,) bool masks of the classes seen so far and of those new in this task.
-        counts: (C,) int64, the client's training images a class in this task.
+        counts: (C,) int64, the client's labelled training images a class in this task; with
+            ``federation.passes=once`` those of this round, as a client knows no image before it comes.
         seed: int64 scalar tensor from which all draws of this step derive.
+        heads: (C,) int64, the task of each class where an image's task is known at test; None: one head for all.
+        whole: the step with the images that have no label, where this one is without them.
+        places: (B,) int64, which images of ``whole`` are in this step.
     """
 
     x: Tensor
@@ -131,14 +99,38 @@ class Step:
     round: int
     models: Models
     cache: dict[str, Any] = field(default_factory=dict)
+    heads: Tensor | None = None
+    whole: Step | None = None
+    places: Tensor | None = None
+
+    def among(self, classes: Tensor) -> Tensor:
+        """Those of ``classes``, (C,) or (B, C) bool, that each image's softmax runs over: its task's, where known."""
+        return classes if self.heads is None else own_head(classes, self.y, self.heads)
 
     @property
     def output(self) -> Output:
         """Features (B, d), embeddings (B, p) and logits (B, C) of the trained model on ``x``, computed once a step."""
         if "output" not in self.cache:
-            self.cache["output"] = self.forward(self.x)
+            self.cache["output"] = self.forward(self.x) if self.whole is None else self._part(self.whole.output)
         result: Output = self.cache["output"]
         return result
+
+    def _part(self, output: Output) -> Output:
+        """The rows of this step, so that the images of all losses go through the model together, and once."""
+        embeddings = None if output.embeddings is None else output.embeddings[self.places]
+        return output._replace(
+            features=output.features[self.places], embeddings=embeddings, logits=output.logits[self.places], taps={}
+        )
+
+    def labelled(self) -> Step:
+        """The same step with its labelled images alone; itself where all of them are."""
+        if not self.batch.hidden:
+            return self
+        if "labelled" not in self.cache:
+            places = self.batch.labelled()
+            self.cache["labelled"] = self.x[places], self.y[places], self.batch.at(places), {}, places
+        x, y, batch, cache, places = self.cache["labelled"]
+        return replace(self, x=x, y=y, batch=batch, cache=cache, whole=self, places=places)
 
     def forward(
         self,
@@ -158,7 +150,8 @@ class Step:
         """
         own = isinstance(which, str) and which == "own"
         arrays = {**self.params, **self.buffers} if own else which
-        calls = self.cache["calls"] = self.cache.get("calls", -1) + 1
+        counted = self.cache if self.whole is None else self.whole.cache
+        calls = counted["calls"] = counted.get("calls", -1) + 1
         return self.models(x, arrays, mode or ("train" if own else "eval"), taps, self.seed + calls)
 
     def uniform(self, shape: tuple[int, ...], tag: str) -> Tensor:
@@ -183,11 +176,15 @@ class ClientContext:
         received: the global model as broadcast, merged with the client's private parts.
         down: this strategy's broadcast arrays by name.
         state: this strategy's state at this client.
-        ids: (n,) int64 rows of ``store``: the client's training images of this task.
+        ids: (n,) int64 rows of ``store``: the client's labelled training images of this task.
         labels: (n,) int64 class positions of these.
+        unlabelled: (m,) int64 rows of ``store``: its training images of this task whose labels are hidden, -1 there.
         known, new, counts: as in :class:`Step`.
         batch_size: training images a step.
         key: parts that name the random streams of this client, task and round.
+        heads: as in :class:`Step`.
+        online: whether images are seen once (``federation.passes=once``): then ``ids``, ``labels`` and ``counts`` are
+            of the images at hand in this round.
     """
 
     client: int
@@ -207,6 +204,13 @@ class ClientContext:
     batch_size: int
     eval_batch_size: int
     key: tuple[object, ...]
+    heads: Tensor | None = None
+    online: bool = False
+    unlabelled: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    def among(self, classes: Tensor, labels: Tensor) -> Tensor:
+        """As :meth:`Step.among`, for images of given labels (B,)."""
+        return classes if self.heads is None else own_head(classes, labels, self.heads)
 
     def forward(self, x: Tensor, which: str | Arrays = "received", taps: tuple[str, ...] = ()) -> Output:
         """A forward pass in eval mode, see :meth:`Step.forward`."""
@@ -252,7 +256,11 @@ class Server(Protocol):
         rounds_done: rounds since the start of the run.
         known, new: (C,) bool masks over class positions.
         previous: the global model at the end of the previous task, or None in the first.
-        repeats: whether a bound of the stack shows clients images of earlier tasks again.
+        repeats: whether the stream, or a bound of the stack, shows clients images of earlier tasks again.
+        online: whether images are seen once (``federation.passes=once``): an exchange then reaches the images of the
+            present round, and after the last round of a task there are none to ask for.
+        task_known: whether the task of an image is known at test: classes of different tasks do not compete.
+        public: the server's own images of the tasks so far (``partition.public``), None without.
     """
 
     @property
@@ -291,6 +299,15 @@ class Server(Protocol):
     @property
     def repeats(self) -> bool: ...
 
+    @property
+    def task_known(self) -> bool: ...
+
+    @property
+    def online(self) -> bool: ...
+
+    @property
+    def public(self) -> Public | None: ...
+
     def exchange(
         self,
         function: Callable[[ClientContext], tuple[Arrays, Arrays]],
@@ -301,7 +318,8 @@ class Server(Protocol):
 
         Args:
             function: a bound method ``f(ctx) -> (arrays, state)`` of the strategy.
-            clients: ``holders`` of training data of this task or ``all``, of those in reach of ``federation.exchange``
+            clients: ``holders`` of training data of this task (labelled, unless the strategy learns without labels)
+                or ``all``, of those in reach of ``federation.exchange``
                 (everybody, but for a drawn population), or partition ids.
             down: arrays sent along, read as ``ctx.down``; charged once a call and client.
         """
@@ -315,7 +333,8 @@ class Predictor:
     Attributes:
         arrays: the model to be evaluated.
         state: the strategy's server state.
-        known: (C,) bool mask of the classes seen so far; only these may be predicted.
+        known: (C,) bool mask of the classes seen so far, or of the image's own task where that is known; only these
+            may be predicted.
     """
 
     arrays: Arrays
@@ -342,9 +361,20 @@ class Strategy:
         like_parameters: state names ``NAME/parameter`` that grow with the head: new rows are ``zero`` or ``initial``.
         centralised: a bound that pools data; its bytes are undefined.
         repeats: a bound whose tasks hold images of earlier tasks again.
+        revisits: why a task's images are needed again after its last round; refused where images are seen once.
+        common_clock: why all clients must have the same task at a time; refused where they have tasks of their own.
         yields: exclusive slots that this strategy leaves to another one that claims them.
+        exemplars: names of states, at clients or at the server, that are images kept: rows of the store (M,), or the
+            images themselves.
+        unlabelled: what its ``loss``, ``edit_gradients`` and ``after_step`` do with images whose labels are hidden:
+            ``ignores``: they get the labelled images alone, and are left out at a step without any;
+            ``sees``: they get all images and cope with the label -1, as a term of the parameters alone does;
+            ``learns``: they get all images and learn from those without labels, so that a client can train on these.
+            ``task_loss`` always gets the labelled images alone.
         stackable: declares that clients may be trained as one stacked model. Without it a strategy is tried out, and
             trained one by one where the two differ; with it a difference is an error.
+        neutral: options with which the strategy leaves training as it is without it, for `fedcl check`.
+        tried_with: settings by dotted key that `fedcl check` needs, where the strategy refuses its usual ones.
     """
 
     name: ClassVar[str] = ""
@@ -359,8 +389,14 @@ class Strategy:
     like_parameters: ClassVar[Mapping[str, Literal["zero", "initial"]]] = {}
     centralised: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
+    revisits: ClassVar[str] = ""
+    common_clock: ClassVar[str] = ""
     yields: ClassVar[tuple[str, ...]] = ()
+    exemplars: ClassVar[tuple[str, ...]] = ()
+    unlabelled: ClassVar[Unlabelled] = "ignores"
     stackable: ClassVar[bool] = False
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    tried_with: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, options: Any = None) -> None:
         self.options = self.Options() if options is None else options
@@ -394,7 +430,7 @@ class Strategy:
 
     def task_loss(self, step: Step) -> Tensor:
         """Exclusive. The supervised loss; by default cross entropy over all known classes."""
-        return cross_entropy(step.output.logits, step.y, step.known)
+        return cross_entropy(step.output.logits, step.y, step.among(step.known))
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """Named terms that are added to the task loss, already weighted."""

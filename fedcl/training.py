@@ -6,9 +6,9 @@ Parameters are leaves of a functional model; nothing that the server sent is wri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,48 +16,23 @@ import torch
 from torch import Tensor
 
 from . import random as counter
-from .errors import FedclError, Interrupted, RunFailed
+from .blame import blame as blame
+from .blame import out_of_memory as out_of_memory
+from .errors import Interrupted, RunFailed
 from .optim import clip_by_norm
-from .order import cycle, plan
+from .order import plan
 from .rates import schedule
-from .stack import Stack, narrowed
-from .strategy import Arrays, Batch, ClientContext, Source, Step, Strategy
+from .sources import extra_sources, gather, hidden_sources, prepared
+from .stack import Stack, narrowed, seen_by
+from .strategy import Arrays, ClientContext, Step, Strategy
+
+Shape = tuple[int, ...]
+"""Images of each source in one training step, the client's own stream first; negative where they have no labels."""
 
 if TYPE_CHECKING:
     from .federation.call import Header
     from .federation.node import Node
     from .models.model import Output
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed, on a device or on the host."""
-    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
-@contextmanager
-def blame(strategy: Strategy, hook: str) -> Iterator[None]:
-    """Turns any exception of a strategy's hook into one line that names the strategy and the place."""
-    try:
-        yield
-    except (FedclError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = f" ({trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno})" if trace else ""
-        single = "more than 1 value per channel" in str(error)  # BatchNorm's own words
-        hint = (
-            "; a batch of one image cannot train BatchNorm: set federation.batch_min=2 or model.norm=group"
-            if single
-            else ""
-        )
-        raise RunFailed(
-            f"strategy {strategy.name!r} failed in {hook}: {type(error).__name__}: {error}{where}{hint}"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -89,9 +64,10 @@ class Trained:
     Attributes:
         arrays: parameters and buffers after training.
         steps: optimiser steps taken; 0 when no batch was large enough.
-        samples: training images of the client.
+        samples: training images of the client that it learned from, labelled or not.
         dropped: images left out of an epoch by ``drop_last`` and ``batch_min``.
         losses: mean of each loss term over the steps.
+        shapes: how many steps had batches of each shape.
     """
 
     arrays: Arrays
@@ -99,6 +75,7 @@ class Trained:
     samples: int
     dropped: int
     losses: dict[str, float]
+    shapes: dict[Shape, int]
 
 
 @dataclass(frozen=True)
@@ -117,6 +94,28 @@ class Client:
     new: Tensor
     counts: Tensor
     node: Node
+    heads: Tensor | None = None
+    unlabelled: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    @property
+    def primary(self) -> Tensor:
+        """The images that set its steps: the labelled ones, or all where it has none and can learn without labels."""
+        return self.ids if len(self.ids) or not self.node.stack.learns else self.unlabelled
+
+    @property
+    def samples(self) -> int:
+        """How many images it learns from."""
+        return len(self.ids) + (len(self.unlabelled) if self.node.stack.learns else 0)
+
+    @property
+    def task(self) -> int:
+        """Its own task index: how many tasks it has met before; in step that of the server."""
+        return self.header.standing(self.id)[0]
+
+    def most_steps(self, limit: int | None) -> int | None:
+        """Most steps of a round, of which ``limit`` are wanted; None: all that are planned."""
+        known = [most for most in (self.header.limit.get(self.id), limit) if most is not None]
+        return min(known, default=None)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -127,26 +126,33 @@ class Client:
         """What the client hooks of one strategy see."""
         node = self.node
         return ClientContext(
-            self.id, self.header.task, self.header.round, self.received, self.down.get(strategy.name, {}),
+            self.id, self.task, self.header.round, self.received, self.down.get(strategy.name, {}),
             self.state.get(strategy.name, {}), self.ids, self.labels, self.known, self.new, self.counts,
             node.store, node.model, self.models, node.config.federation.batch_size,
-            node.config.evaluate.batch_size, self.key,
+            node.config.evaluate.batch_size, self.key, heads=self.heads,
+            online=node.config.federation.passes == "once", unlabelled=self.unlabelled,
         )  # fmt: skip
 
 
 def total_loss(stack: Stack, step: Step, client: Client) -> dict[str, Tensor]:
     """The task loss and all terms of a step, by name; their sum is what is minimised."""
-    owner = stack.owners["task_loss"]
-    if owner is None:
+    owner, labelled = stack.owners["task_loss"], step.labelled()
+    terms: dict[str, Tensor] = {}
+    if not len(labelled.y):
+        pass  # nothing to supervise
+    elif owner is None:
         first = stack.strategies[0]
         with blame(first, "task_loss"):
-            terms = {"task": Strategy.task_loss(first, narrowed(step, first, {}, {}))}
+            terms = {"task": Strategy.task_loss(first, narrowed(labelled, first, {}, {}))}
     else:
         with blame(owner, "task_loss"):
-            terms = {"task": owner.task_loss(narrowed(step, owner, client.down, client.state))}
+            terms = {"task": owner.task_loss(narrowed(labelled, owner, client.down, client.state))}
     for strategy in stack:
+        seen = seen_by(step, strategy, client.down, client.state)
+        if seen is None:
+            continue
         with blame(strategy, "loss"):
-            added = strategy.loss(narrowed(step, strategy, client.down, client.state))
+            added = strategy.loss(seen)
             if not isinstance(added, Mapping) or not all(isinstance(t, Tensor) for t in added.values()):
                 raise RunFailed(f"strategy {strategy.name!r}: loss must return a mapping of names to scalar tensors")
             for name, term in added.items():
@@ -155,7 +161,7 @@ def total_loss(stack: Stack, step: Step, client: Client) -> dict[str, Tensor]:
                         f"strategy {strategy.name!r}: loss term {name!r} has shape {tuple(term.shape)}, not a scalar"
                     )
                 terms[f"{strategy.name}.{name}"] = term
-    return terms
+    return terms or {"task": step.output.logits.sum() * 0.0}
 
 
 def not_finite(client: Client, losses: Mapping[str, float]) -> str:
@@ -166,6 +172,16 @@ def not_finite(client: Client, losses: Mapping[str, float]) -> str:
         f"task {header.task + 1}, round {header.round + 1}, client {client.id}: the loss is not finite "
         f"({', '.join(bad)}); a lower optimiser.lr or optimiser.clip=1 may help"
     )
+
+
+def shapes_of(sizes: Iterable[Shape], hidden: tuple[int, ...]) -> dict[Shape, int]:
+    """How many steps there are of each shape.
+
+    >>> shapes_of([(8, 2), (8, 2), (3, 2)], (1,))
+    {(8, -2): 2, (3, -2): 1}
+    """
+    found = Counter(sizes)
+    return {tuple(-n if i in hidden else n for i, n in enumerate(size)): steps for size, steps in found.items()}
 
 
 def train_client(client: Client, limit: int | None = None) -> Trained:
@@ -180,14 +196,15 @@ def train_client(client: Client, limit: int | None = None) -> Trained:
     """
     node, header, config = client.node, client.header, client.node.config
     stack, store = node.stack, node.store
-    batches, dropped = plan(len(client.ids), config, client.key)
-    batches = batches[:limit]
+    batches, dropped = plan(len(client.primary), config, client.key)
+    batches = batches[: client.most_steps(limit)]
     params = {n: client.received[n].detach().requires_grad_() for n in node.trainable}
     fixed = {n: a for n, a in client.received.items() if n not in params and n not in node.buffers}
     buffers = {n: client.received[n].clone() for n in node.buffers}
     optimiser = node.optimiser
     moments = optimiser.init(params)
     sources = extra_sources(stack, client)
+    hidden = hidden_sources(client, [s for s, _ in sources])
     client_seed = torch.tensor(counter.fold(*client.key), dtype=torch.int64, device=store.device)
     # A strategy's after_step may return arrays of others; before the first step all are the server's.
     after = any(type(s).after_step is not Strategy.after_step for s in stack)
@@ -199,15 +216,13 @@ def train_client(client: Client, limit: int | None = None) -> Trained:
         if node.stop():
             raise Interrupted("interrupted during local training")
         position = positions[index]
-        batch = gather(client, picked, [next(s) for _, s in sources])
-        for strategy in stack:
-            with blame(strategy, "prepare"):
-                batch = strategy.prepare(batch)
+        batch = prepared(stack, gather(client, picked, [next(s) for _, s in sources]), hidden)
         seed = counter.step_seed(client_seed, position)
         x = node.images(batch.pixels, seed)
         step = Step(
             x, batch.labels, batch, {**params, **fixed}, buffers, client.received, {}, {}, position,
-            client.known, client.new, client.counts, seed, header.task, header.round, client.models,
+            client.known, client.new, client.counts, seed, client.task, header.round, client.models,
+            heads=client.heads,
         )  # fmt: skip
         with node.autocast():
             terms = total_loss(stack, step, client)
@@ -217,8 +232,9 @@ def train_client(client: Client, limit: int | None = None) -> Trained:
             grads = clip_by_norm(grads, config.optimiser.clip)
         for strategy in stack:
             if type(strategy).edit_gradients is not Strategy.edit_gradients:
+                seen = seen_by(step, strategy, client.down, client.state)
                 with blame(strategy, "edit_gradients"):
-                    grads = strategy.edit_gradients(narrowed(step, strategy, client.down, client.state), grads)
+                    grads = grads if seen is None else strategy.edit_gradients(seen, grads)
         lr = schedule(
             config.optimiser, step=index, round=header.round, task=header.task,
             total=node.schedule_total(len(batches), header),
@@ -228,8 +244,9 @@ def train_client(client: Client, limit: int | None = None) -> Trained:
             params, moments = optimiser.update({n: p.detach() for n, p in params.items()}, grads, moments, lr, owned)
             for strategy in stack:
                 if type(strategy).after_step is not Strategy.after_step:
+                    seen = seen_by(step, strategy, client.down, client.state)
                     with blame(strategy, "after_step"):
-                        params = strategy.after_step(narrowed(step, strategy, client.down, client.state), params)
+                        params = params if seen is None else strategy.after_step(seen, params)
         params = {n: p.requires_grad_() for n, p in params.items()}
         for name, term in terms.items():
             sums[name] = sums[name] + term.detach() if name in sums else term.detach()
@@ -237,7 +254,9 @@ def train_client(client: Client, limit: int | None = None) -> Trained:
     if not all(math.isfinite(v) for v in losses.values()):
         raise RunFailed(not_finite(client, losses))
     arrays = {n: p.detach() for n, p in params.items()} | fixed | buffers
-    return Trained({n: arrays[n] for n in client.received}, len(batches), len(client.ids), dropped, losses)
+    extra = [min(s.batch_size, len(s.ids)) for s, _ in sources]
+    shapes = shapes_of(((len(b), *extra) for b in batches), hidden)
+    return Trained({n: arrays[n] for n in client.received}, len(batches), client.samples, dropped, losses, shapes)
 
 
 def gradients(loss: Tensor, params: Arrays) -> Arrays:
@@ -246,25 +265,3 @@ def gradients(loss: Tensor, params: Arrays) -> Arrays:
         return {n: torch.zeros_like(p) for n, p in params.items()}
     found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
-
-
-def extra_sources(stack: Stack, client: Client) -> list[tuple[Source, Iterator[Tensor]]]:
-    """The non-empty extra sources of all strategies with their endless batches."""
-    found: list[tuple[Source, Iterator[Tensor]]] = []
-    for strategy in stack:
-        if type(strategy).sources is Strategy.sources:
-            continue
-        with blame(strategy, "sources"):
-            for source in strategy.sources(client.context(strategy)):
-                if len(source.ids):
-                    found.append((source, cycle(source, *client.key, "source", len(found))))
-    return found
-
-
-def gather(client: Client, picked: Tensor, extra: list[Tensor]) -> Batch:
-    """The stream's batch followed by one of each extra source."""
-    store = client.node.store
-    parts = [client.ids[picked], *extra]
-    ids = torch.cat(parts)
-    source = torch.cat([torch.full_like(p, i) for i, p in enumerate(parts)])
-    return Batch(store.gather(ids), store.label_tensor[ids], ids, source)

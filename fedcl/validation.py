@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 from .models import catalog
+from .passes import check_passes
+from .times import check_time
 
 if TYPE_CHECKING:
     from .config import Config
@@ -19,18 +21,25 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scenario.shift": ("given", "permuted", "rotated"),
     "scenario.tail": ("shuffled", "ordered"),
     "scenario.noise": ("symmetric", "asymmetric"),
+    "labels.per": ("sample", "client"),
     "model.norm": catalog.NORMS,
     "model.projector": catalog.PROJECTORS,
     "model.head": catalog.HEADS,
     "model.head_allocate": catalog.ALLOCATIONS,
     "model.batch_norm": ("average", "local", "frozen"),
     "federation.weighting": ("samples", "uniform"),
+    "time.order": ("common", "asynchronous", "client_specific"),
+    "time.sequence": ("shuffled", "lagged"),
+    "time.straggler_policy": ("wait", "partial", "drop"),
+    "federation.passes": ("many", "once"),
     "optimiser.name": ("sgd", "adam", "adamw"),
     "optimiser.schedule": ("constant", "cosine", "linear", "step"),
     "optimiser.per": ("step", "round", "task"),
+    "evaluate.on": ("test", "validation"),
     "engine.runtime": ("local", "ray", "deploy"),
     "engine.path": ("auto", "stacked", "sequential"),
     "engine.dtype": ("float32", "float64", "bf16"),
+    "evaluate.predict": ("auto", "head", "knn", "linear", "nearest_mean"),
     "engine.memory_format": ("auto", "contiguous", "channels_last"),
 }
 
@@ -51,6 +60,9 @@ _AT_LEAST: dict[str, int] = {
     "partition.classes": 1,
     "partition.imbalance": 1,
     "partition.held_out": 0,
+    "partition.public": 0,
+    "labels.count": 1,
+    "labels.batch_size": 0,
     "model.width": 1,
     "model.depth": 1,
     "model.projector_dim": 1,
@@ -59,8 +71,13 @@ _AT_LEAST: dict[str, int] = {
     "federation.rounds": 1,
     "federation.epochs": 1,
     "federation.steps": 1,
+    "federation.repeats": 1,
     "federation.batch_size": 1,
     "federation.batch_min": 0,
+    "time.classes": 1,
+    "time.start": 0,
+    "time.growth": 0,
+    "time.slowdown": 1,
     "optimiser.weight_decay": 0,
     "optimiser.warmup": 0,
     "engine.threads": 0,
@@ -71,6 +88,8 @@ _AT_LEAST: dict[str, int] = {
     "evaluate.every": 0,
     "evaluate.batch_size": 1,
     "evaluate.probe_samples": 0,
+    "evaluate.features": 0,
+    "evaluate.top": 1,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
 }
@@ -91,7 +110,15 @@ _INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
     "scenario.blurred": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
     "scenario.overlap": (lambda x: 0 <= x <= 0.5, "must be in [0, 0.5]"),
     "scenario.noise_rate": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
+    "scenario.mixed": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
+    "scenario.labelled": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
+    "labels.rate": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
     "federation.participation": (lambda x: 0 < x <= 1, "must be in (0, 1]"),
+    "time.shared": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
+    "time.joining": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
+    "time.leaving": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
+    "time.participation": (lambda x: 0 < x <= 1, "must be in (0, 1]"),
+    "time.stragglers": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
     "optimiser.momentum": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
     "optimiser.final": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
     "model.dropout": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
@@ -111,12 +138,20 @@ PROBES: dict[str, str] = {
     "spectrum": "effective rank, participation ratio, stable rank, share of the first directions",
     "dormant": "share of feature units that are silent or nearly so",
     "calibration": "expected calibration error of the head",
+    "novelty": "AUROC and FPR at 95 % TPR of known against unknown classes",
+    "clustering": "accuracy of k-means clusters: all, old and new classes",
 }
 """What may stand in ``evaluate.probes``."""
 
 EXCHANGES = ("auto", "all", "trained")
 _NAMES = ("data.name", "scenario.name", "partition.name", "model.name", "output.dir")
-_NO_TWICE = ("strategy", "data.domains", "scenario.classes", "scenario.of", "scenario.datasets", "evaluate.probes")
+_NO_TWICE = (
+    "strategy", "data.domains", "scenario.classes", "scenario.of", "scenario.datasets", "evaluate.probes",
+    "output.loggers", "output.callbacks",
+)  # fmt: skip
+LOGGERS = ("tensorboard", "wandb")
+"""What may stand in ``output.loggers``."""
+
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -152,6 +187,11 @@ def validate(config: Config) -> None:
     for probe in config.evaluate.probes:
         if probe not in PROBES:
             raise UsageError("evaluate.probes", probe, f"must be among {', '.join(PROBES)}", PROBES)
+    if config.evaluate.on == "validation" and not config.data.validation:
+        raise UsageError("data.validation", 0.0, "must be above 0 with evaluate.on=validation")
+    for logger in config.output.loggers:
+        if logger not in LOGGERS:
+            raise UsageError("output.loggers", logger, f"must be among {', '.join(LOGGERS)}", LOGGERS)
     check_name(config.name)
     parse_test_rule(config.partition.test)
     if config.seed > _LARGEST_SEED:
@@ -161,6 +201,7 @@ def validate(config: Config) -> None:
     _check_scenario(config)
     _check_partition(config)
     _check_federation(config)
+    check_time(config)
     _check_optimiser(config)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.engine.device):
         allowed = "must be auto, cpu, cuda or cuda:N"
@@ -184,6 +225,11 @@ def _check_partition(config: Config) -> None:
     if partition.held_out > 1 and partition.held_out != int(partition.held_out):
         allowed = "must be a whole number of clients or a share below 1"
         raise UsageError("partition.held_out", partition.held_out, allowed)
+    if partition.public > 1 and partition.public != int(partition.public):
+        allowed = "must be a whole number of images of each class or a share below 1"
+        raise UsageError("partition.public", partition.public, allowed)
+    if config.labels.count is not None and (config.labels.rate != 1 or config.labels.per != "sample"):
+        raise UsageError("labels.count", config.labels.count, "must be null with labels.rate or labels.per=client")
     if not partition.size:
         return
     if partition.test != "global":
@@ -210,6 +256,7 @@ def _check_federation(config: Config) -> None:
     if (federation.epochs is None) == (federation.steps is None):
         given = (federation.epochs, federation.steps)
         raise UsageError("federation.epochs, federation.steps", given, "exactly one of them must be set")
+    check_passes(federation)
     if federation.batch_min > federation.batch_size:
         allowed = f"must not be above federation.batch_size={federation.batch_size}"
         raise UsageError("federation.batch_min", federation.batch_min, allowed)

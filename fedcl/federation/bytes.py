@@ -14,10 +14,18 @@ from typing import Any
 
 from ..strategy import Arrays
 
+COUNTS = ("up", "down", "floats_up", "floats_down", "asked")
+"""What :class:`ByteMeter` adds up."""
+
 
 def nbytes(arrays: Mapping[str, Any]) -> int:
     """Bytes of named tensors."""
     return sum(a.numel() * a.element_size() for a in arrays.values())
+
+
+def nfloats(arrays: Mapping[str, Any]) -> int:
+    """Elements of those of named tensors that are floating point, whatever their precision."""
+    return sum(a.numel() for a in arrays.values() if a.is_floating_point())
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,15 @@ class ByteMeter:
 
     Attributes:
         up, down: bytes since the start of the run.
+        floats_up, floats_down: the floating point numbers among them.
+        asked: seconds that clients spent in exchanges of strategies.
     """
 
     up: int = 0
     down: int = 0
+    floats_up: int = 0
+    floats_down: int = 0
+    asked: float = 0.0
     _held: dict[str, tuple[str, dict[int, None]]] = field(default_factory=dict)
 
     def charge_down(self, groups: Sequence[Group], clients: Iterable[int]) -> int:
@@ -84,24 +97,35 @@ class ByteMeter:
             if fresh:
                 owners = [counted.setdefault(id(a), set()) for a in group.arrays.values()]
                 for array, seen in zip(group.arrays.values(), owners, strict=True):
-                    size = array.numel() * array.element_size()
-                    self.down += size * sum(c not in seen for c in fresh) if seen else size * len(fresh)
+                    copies = sum(c not in seen for c in fresh) if seen else len(fresh)
+                    self.down += nbytes({"": array}) * copies
+                    self.floats_down += nfloats({"": array}) * copies
                     seen.update(fresh)
             holders.update(dict.fromkeys(fresh))
             self._held[group.name] = (group.scope, holders)
         return self.down - before
 
-    def charge_up(self, size: int) -> None:
-        """Charges an upload of ``size`` bytes."""
+    def charge_up(self, size: int, floats: int = 0) -> None:
+        """Charges an upload of ``size`` bytes with so many floating point numbers."""
         self.up += size
+        self.floats_up += floats
+
+    def since(self, before: Mapping[str, Any]) -> dict[str, int]:
+        """Bytes and floats in both directions since an earlier :meth:`state`."""
+        return {
+            "bytes_up": self.up - before["up"],
+            "bytes_down": self.down - before["down"],
+            "floats_up": self.floats_up - before["floats_up"],
+            "floats_down": self.floats_down - before["floats_down"],
+        }
 
     def state(self) -> dict[str, Any]:
         """What was counted so far, as it is now; :func:`written` makes it JSON."""
         held = {name: Holders(scope, clients, len(clients)) for name, (scope, clients) in self._held.items()}
-        return {"up": self.up, "down": self.down, "held": held}
+        return {"held": held, **{name: getattr(self, name) for name in COUNTS}}
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> ByteMeter:
         """The inverse of :meth:`state`, from it or from its JSON form."""
         held = {name: (scope, dict.fromkeys(clients)) for name, (scope, clients) in written(state)["held"].items()}
-        return cls(state["up"], state["down"], held)
+        return cls(**{name: state.get(name, 0) for name in COUNTS}, _held=held)

@@ -7,8 +7,9 @@ simulation needs (sample ids) travels in arrays whose names start with ``_``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,6 +30,12 @@ class Header:
         known, new: class positions.
         path: ``stacked`` or ``sequential`` local training.
         chunk: clients in a stack; 0: all of a node.
+        heads: the task of each class position where an image's task is known at test; empty: one head for all.
+        counted: shapes of batches whose FLOPs the server knows, see :mod:`fedcl.federation.ledger`.
+        own: rows (client, own task index, known, new) where clients have tasks of their own, the last two as places
+            in ``sets``; empty: all are in step and ``task``, ``known`` and ``new`` are everybody's.
+        sets: sets of class positions, each ascending.
+        limits: rows (client, steps): stragglers that take fewer local steps.
     """
 
     function: str
@@ -43,6 +50,28 @@ class Header:
     new: list[int]
     path: str = "sequential"
     chunk: int = 0
+    heads: list[int] = field(default_factory=list)
+    counted: list[str] = field(default_factory=list)
+    own: list[list[int]] = field(default_factory=list)
+    sets: list[list[int]] = field(default_factory=list)
+    limits: list[list[int]] = field(default_factory=list)
+
+    @cached_property
+    def _own(self) -> dict[int, tuple[int, list[int], list[int]]]:
+        return {k: (task, self.sets[known], self.sets[new]) for k, task, known, new in self.own}
+
+    def standing(self, client: int) -> tuple[int, list[int], list[int]]:
+        """A client's own task index and the class positions that it knows and that are new to it."""
+        return self._own.get(client, (self.task, self.known, self.new))
+
+    def in_turn(self, clients: Sequence[int]) -> list[int]:
+        """Clients in the order in which they are trained: by own task index, which a stack has in common."""
+        return sorted(clients, key=lambda client: (self.standing(client)[0], client)) if self.own else list(clients)
+
+    @cached_property
+    def limit(self) -> dict[int, int]:
+        """Most local steps by client; others take all that are planned."""
+        return {row[0]: row[1] for row in self.limits}
 
     def to_json(self) -> str:
         """The wire form."""
@@ -62,8 +91,9 @@ class Call:
         model: shared parameters and buffers.
         previous: the global model of the previous task's end, or empty.
         down: each strategy's broadcast arrays.
-        ids: each client's training rows of this task, (n,) int64.
+        ids: each client's labelled training rows of this task, (n,) int64.
         own: rows of each client's own test images of this task, where its model is to be tested after training.
+        unlabelled: each client's training rows of this task without a label; {} where all are labelled.
     """
 
     header: Header
@@ -72,6 +102,7 @@ class Call:
     down: Mapping[str, Arrays]
     ids: Mapping[int, Tensor]
     own: Mapping[int, Tensor] = field(default_factory=dict)
+    unlabelled: Mapping[int, Tensor] = field(default_factory=dict)
 
     def arrays(self) -> Arrays:
         """Everything as one flat mapping for the message."""
@@ -81,6 +112,8 @@ class Call:
         flat |= self._rows("ids", self.ids)
         if self.own:
             flat |= self._rows("own", self.own)
+        if self.unlabelled:
+            flat |= self._rows("unlabelled", self.unlabelled)
         return flat
 
     def _rows(self, name: str, rows: Mapping[int, Tensor]) -> Arrays:
@@ -110,6 +143,7 @@ class Call:
             down,
             rows("ids"),
             rows("own"),
+            rows("unlabelled"),
         )
 
     def restricted(self, clients: list[int]) -> Call:

@@ -39,8 +39,14 @@ def cohort(config: Config, clients: int, task: int, round_: int) -> list[int]:
     return counter.sample(clients, cohort_size(config, clients), config.seed, "cohort", task, round_)
 
 
+def cohort_there(config: Config, split: Split, task: int, round_: int) -> list[int]:
+    """As :func:`cohort`, among the clients that are there; a pure function of the seed too."""
+    there = split.present(task)
+    return [there[place] for place in cohort(config, len(there), task, round_)]
+
+
 def reached(config: Config, split: Split, task: int, rounds: int, sequence: int) -> Sequence[int]:
-    """Partition ids of the clients that a strategy's own exchange reaches, ascending.
+    """Partition ids of the clients that a strategy's own exchange reaches, ascending; whoever is absent is not.
 
     By ``federation.exchange``: ``all``; ``trained``, the cohorts of this task so far; or a number, drawn anew for
     each exchange. ``auto`` is all of a complete split, and as many as a round's cohort of a drawn population.
@@ -49,13 +55,13 @@ def reached(config: Config, split: Split, task: int, rounds: int, sequence: int)
         rounds: finished rounds of the task.
         sequence: exchanges of the run so far, which name the draw.
     """
-    clients, whom = split.clients, config.federation.exchange
+    there, whom = split.present(task), config.federation.exchange
     if whom == "trained":
-        return sorted({client for round_ in range(rounds) for client in cohort(config, clients, task, round_)})
+        return sorted({client for round_ in range(rounds) for client in cohort_there(config, split, task, round_)})
     if whom == "all" or (whom == "auto" and not split.rule):
-        return range(clients)
-    count = cohort_size(config, clients) if whom == "auto" else min(int(whom), clients)
-    return counter.sample(clients, count, config.seed, "exchange", task, sequence)
+        return there
+    count = cohort_size(config, len(there)) if whom == "auto" else min(int(whom), len(there))
+    return [there[place] for place in counter.sample(len(there), count, config.seed, "exchange", task, sequence)]
 
 
 def reach_note(config: Config, split: Split) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from ..data.augment import Augmentation, augment
-from ..errors import RunFailed
 from ..evaluation import head_correct
+from ..masks import on_device
 from ..models.arrays import class_axes, frozen_names, grow_like
 from ..models.model import run
 from ..stack import Stack
-from ..strategy import Arrays, Reduction, Strategy
+from ..strategy import Arrays, Reduction, Sharing, Strategy
 from ..training import Client, NamedModels, Trained, blame
-from .bytes import nbytes
 from .call import Call, Header, Reply, below, prefixed
 from .chunks import train_chunks
+from .ledger import Ledger
 from .reduction import SUMS, Reducer
+from .sharing import sharing_of
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .store import ClientStore
 
 PRIVATE = "private/"
+MASKS = 10_000
+"""Most masks that a node keeps."""
 
 
 @dataclass
@@ -62,30 +65,18 @@ class Node:
     buffers: tuple[str, ...]
     initial: Arrays
     stop: Callable[[], bool] = field(default=lambda: False)
-    _masks: tuple[Any, tuple[Tensor, Tensor]] | None = field(default=None, init=False, repr=False)
+    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
     own_test: TensorStore | None = None
 
     @cached_property
-    def sharing(self) -> dict[str, str]:
+    def sharing(self) -> dict[str, Sharing]:
         """Of each array of the model: ``shared``, ``private`` or ``frozen``, by strategies and BatchNorm policy."""
-        return {n: self._sharing(n) for n in (*self.parameters, *self.buffers)}
+        return {n: sharing_of(self, n) for n in (*self.parameters, *self.buffers)}
 
-    def _sharing(self, name: str) -> str:
-        if name in self._constant:
-            return "frozen"
-        if name in self.buffers and self.config.model.batch_norm != "average":
-            return "private" if self.config.model.batch_norm == "local" else "frozen"
-        for strategy in self.stack:
-            with blame(strategy, "share"):
-                answer = strategy.share(name)
-            if answer not in ("shared", "private", "frozen"):
-                raise RunFailed(
-                    f"strategy {strategy.name!r}: share({name!r}) returned {answer!r}; allowed are shared, "
-                    f"private, frozen"
-                )
-            if answer != "shared":
-                return answer
-        return "shared"
+    @cached_property
+    def hides(self) -> bool:
+        """Whether a training image has no label here."""
+        return bool((self.store.labels < 0).any())
 
     @cached_property
     def contiguous(self) -> Node:
@@ -93,7 +84,8 @@ class Node:
         return replace(self, channels_last=False) if self.channels_last else self
 
     @cached_property
-    def _constant(self) -> set[str]:
+    def constant(self) -> set[str]:
+        """Arrays that the model itself never changes."""
         return frozen_names(self.model)
 
     @cached_property
@@ -149,27 +141,27 @@ class Node:
         state = {s.name: self.grown_state(s, below(stored, f"{s.name}/"), header.width) for s in self.stack}
         received = {**call.model, **private}
         ids = call.ids[client].to(device)
+        without = call.unlabelled.get(client, ids[:0]).to(device)
         labels = self.store.label_tensor[ids]
         previous = {**call.previous, **private} if call.previous else {}
-        known, new = self.masks(header)
+        _, known, new = header.standing(client)
         return Client(
             client, header, ids, labels, received, call.down, state,
             NamedModels(self, {"received": received, "stage:previous": previous}),
-            known, new,
-            torch.bincount(labels, minlength=header.width), self,
+            self.mask(header.width, known), self.mask(header.width, new),
+            torch.bincount(labels, minlength=header.width), self, on_device(tuple(header.heads), device), without,
         )  # fmt: skip
 
-    def masks(self, header: Header) -> tuple[Tensor, Tensor]:
-        """(C,) bool masks of the known and the new classes; one pair for all clients of a call."""
-        key = (header.width, tuple(header.known), tuple(header.new))
-        if self._masks is None or self._masks[0] != key:
-            pair = []
-            for classes in key[1:]:
-                mask = torch.zeros(header.width, dtype=torch.bool)
-                mask[list(classes)] = True
-                pair.append(mask.to(self.store.device))
-            self._masks = key, (pair[0], pair[1])
-        return self._masks[1]
+    def mask(self, width: int, classes: Sequence[int]) -> Tensor:
+        """(width,) bool mask of class positions; the same tensor whenever it is asked for the same ones."""
+        key = (width, *classes)
+        if key not in self._masks:
+            if len(self._masks) >= MASKS:
+                self._masks.clear()
+            mask = torch.zeros(width, dtype=torch.bool)
+            mask[list(classes)] = True
+            self._masks[key] = mask.to(self.store.device)
+        return self._masks[key]
 
     def private_arrays(self, stored: Arrays, width: int) -> Arrays:
         """A client's private arrays, from its stored state or at their start, for ``width`` classes."""
@@ -221,13 +213,15 @@ class Node:
         # A whole stack is summed at once, unless the server wants to see the single models.
         fused = rules["model/"] in SUMS
         reducer = Reducer(rules)
-        uploaded, idle = 0, []
+        ledger, idle = Ledger(), []
         own: dict[str, list[int]] = {}
         totals: dict[str, float] = {}
+        terms: dict[str, int] = {}
         changes: list[dict[str, Any]] = []
         steps = samples = dropped = 0
-        empty = [n for n in call.header.clients if not len(call.ids[n])]
-        for cohort in train_chunks(self, call, [n for n in call.header.clients if len(call.ids[n])], changes):
+        able = [n for n in call.header.clients if self.steps_size(call, n)]
+        empty = [n for n in call.header.clients if n not in set(able)]
+        for cohort in train_chunks(self, call, able, changes):
             stack = {f"model/{n}": a for n, a in cohort.arrays.items() if fused and self.leaves(n)}
             for client, result in cohort.clients:
                 dropped += result.dropped
@@ -235,27 +229,33 @@ class Node:
                     idle.append(client.id)
                     continue
                 own |= self.probe(call, client, result.arrays)
-                uploads, state = self.end_round(client, result)
+                with ledger.at(client.id, cohort.seconds * result.steps, result.shapes):
+                    uploads, state = self.end_round(client, result)
                 self.save(client, state, result.arrays, call.header.sequence)
                 if not stack:
                     shared = {n: a for n, a in result.arrays.items() if self.leaves(n)}
                     uploads = prefixed(shared, "model/") | uploads
                 reducer.add(uploads, self.weight(result))
-                uploaded += nbytes(uploads)
+                ledger.sent(uploads)
                 steps, samples = steps + result.steps, samples + result.samples
                 for term, value in result.losses.items():
                     totals[term] = totals.get(term, 0.0) + value * result.samples
+                    terms[term] = terms.get(term, 0) + result.samples
             if stack and cohort.active:
                 weights = [self.weight(cohort.clients[place][1]) for place in cohort.active]
                 reducer.add_stack(stack, weights)
-                uploaded += nbytes(stack)
+                ledger.sent(stack)
             client = result = cohort = stack = None  # type: ignore[assignment]  # their memory is for the next chunk
         arrays, facts = reducer.partial()
         measured = {
-            "bytes_up": uploaded, "steps": steps, "samples": samples, "dropped": dropped, "idle": idle,
-            "empty": empty, "losses": totals, "own": own, "engine": changes,
+            "steps": steps, "samples": samples, "dropped": dropped, "idle": idle, "empty": empty, "losses": totals,
+            "terms": terms, "own": own, "engine": changes, **ledger.measured(self, call),
         }  # fmt: skip
         return Reply(arrays, facts, measured)
+
+    def steps_size(self, call: Call, client: int) -> int:
+        """How many images set a client's steps, see :attr:`fedcl.training.Client.primary`."""
+        return len(call.ids[client]) or (len(call.unlabelled.get(client, ())) if self.stack.learns else 0)
 
     def leaves(self, name: str) -> bool:
         """Whether an array of the model leaves a client."""
@@ -270,7 +270,7 @@ class Node:
         rows = call.own.get(client.id)
         if self.own_test is None or rows is None or not len(rows):
             return {}
-        found = head_correct(self, arrays, client.known, self.own_test, rows.cpu().numpy())
+        found = head_correct(self, arrays, client.known, self.own_test, rows.cpu().numpy(), client.heads)
         return {str(client.id): [found, len(rows)]}
 
     def train_rules(self) -> dict[str, Reduction]:
@@ -298,16 +298,16 @@ class Node:
     def ask(self, call: Call, name: str, method: str) -> Reply:
         """Calls a strategy's method at each client and reduces what it uploads."""
         strategy = next(s for s in self.stack if s.name == name)
-        reducer = Reducer(strategy.reductions)
-        uploaded = 0
+        reducer, ledger = Reducer(strategy.reductions), Ledger()
         for number in call.header.clients:
             client = self.client(call, number)
             before = client.state.get(name, {})
-            with blame(strategy, method):
+            with blame(strategy, method), ledger.at(number):
                 arrays, after = getattr(strategy, method)(client.context(strategy))
             if after is not before:
                 self.save(client, {**client.state, name: after}, None, call.header.sequence)
-            reducer.add(arrays, max(float(len(client.ids)), 1.0))
-            uploaded += sum(a.numel() * a.element_size() for a in arrays.values())
+            learns = strategy.unlabelled == "learns"
+            reducer.add(arrays, max(float(len(client.ids) + learns * len(client.unlabelled)), 1.0))
+            ledger.sent(arrays)
         arrays, facts = reducer.partial()
-        return Reply(arrays, facts, {"bytes_up": uploaded})
+        return Reply(arrays, facts, ledger.measured(self, call))

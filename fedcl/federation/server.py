@@ -16,18 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import Interrupted, RunFailed
+from ..arrival import at_hand, of_use, unlabelled_at_hand
+from ..errors import Interrupted, RunFailed, Stopped
+from ..public import Public, public_of
+from ..stragglers import round_pace
 from ..strategy import Arrays, Broadcast, ClientContext, Strategy
 from ..training import blame
 from .bytes import ByteMeter, Group, written
 from .call import Call, Header, Reply, below, prefixed
-from .cohort import cohort as draw_cohort
-from .cohort import reached
+from .cohort import cohort_there, reached
 from .reduction import Reducer
 
 if TYPE_CHECKING:
     from ..models.model import FedModel
-    from ..stream import Split, Stream
+    from ..stream import Ids, Split, Stream
     from .node import Node
 
 
@@ -101,11 +103,13 @@ class Callbacks:
         round_done: (state, measurements of the round).
         task_done: (state) -> state with the task's evaluation in its records.
         checkpoint: (state, True when a task has just ended).
+        told: ("round" or "task") once the state after it is what would be saved; may raise :class:`Stopped`.
     """
 
     round_done: Callable[[State, dict[str, Any]], State]
     task_done: Callable[[State], State]
     checkpoint: Callable[[State, bool], None]
+    told: Callable[[str], None] = lambda kind: None
 
 
 @dataclass
@@ -115,6 +119,7 @@ class Federation:
     Attributes:
         send: hands a call to every node and yields the replies in node order.
         node: the server's own view of model, strategies and settings; it trains nothing.
+        counted: FLOPs of a training step by shape of its batch, see :mod:`fedcl.federation.ledger`.
     """
 
     node: Node
@@ -123,6 +128,7 @@ class Federation:
     send: Callable[[Call], Iterable[Reply]]
     callbacks: Callbacks
     meter: ByteMeter = field(default_factory=ByteMeter)
+    counted: dict[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.config = self.node.config
@@ -139,6 +145,16 @@ class Federation:
             return self.stream.num_classes
         return len(self.stream.known(task))
 
+    def known(self, task: int) -> Sequence[int]:
+        """Class positions that have been met up to a task, by all clients in step or by any one by its own clock."""
+        clocks = self.split.own_clocks
+        return self.stream.known(task) if clocks is None else clocks.server_known(task)
+
+    def new(self, task: int) -> Sequence[int]:
+        """Class positions that a task is the first to show, to all clients in step or to any one by its own clock."""
+        clocks = self.split.own_clocks
+        return self.stream.stages[task].classes if clocks is None else clocks.server_new(task)
+
     def mask(self, positions: Sequence[int], task: int) -> Tensor:
         """(C,) bool mask of class positions, C the width in ``task``."""
         mask = torch.zeros(self.width(task), dtype=torch.bool, device=self.node.store.device)
@@ -150,6 +166,7 @@ class Federation:
 
         Raises:
             Interrupted: the user asked to stop; the last complete round has been saved.
+            Stopped: a callback did; the round it was told of has been saved.
         """
         self.meter = ByteMeter.restore(state.meter)
         boundary = state
@@ -170,6 +187,7 @@ class Federation:
                     state = clocked(replace(state, round=state.round + 1))
                     state = self.callbacks.round_done(state, measured)
                     boundary = state
+                    self.callbacks.told("round")
                     every = self.config.checkpoint.every
                     if every and state.round % every == 0 and state.round < rounds:
                         self.callbacks.checkpoint(state, False)
@@ -177,10 +195,16 @@ class Federation:
                 state = clocked(self.callbacks.task_done(clocked(state)))
                 state = replace(state, task=state.task + 1, round=0)
                 boundary = state
+                self.callbacks.told("task")
                 self.callbacks.checkpoint(state, True)
         except (Interrupted, KeyboardInterrupt):
             self.callbacks.checkpoint(boundary, boundary.round == 0)
             raise Interrupted("interrupted") from None
+        except Stopped:
+            self.callbacks.checkpoint(boundary, boundary.round == 0)
+            if boundary.task < self.stream.num_tasks:
+                raise
+            return boundary
         except Exception:
             # The cause is worth more than a second error while saving; the last regular checkpoint stays valid.
             with contextlib.suppress(Exception):
@@ -202,8 +226,9 @@ class Federation:
 
     def train_round(self, state: State) -> tuple[State, dict[str, Any]]:
         """One default round: broadcast, local training, reduction, aggregation."""
-        cohort = draw_cohort(self.config, self.clients, state.task, state.round)
-        up_before, down_before = self.meter.up, self.meter.down
+        cohort = cohort_there(self.config, self.split, state.task, state.round)
+        pace = round_pace(self.config, self.split, cohort, state.task, state.round)
+        before = self.meter.state()
         down: dict[str, Broadcast] = {}
         for strategy in self.stack:
             with blame(strategy, "broadcast"):
@@ -214,10 +239,10 @@ class Federation:
                 down[strategy.name] = sent
         needs_previous = any(s.needs_previous for s in self.stack)
         reducer, measured, state = self.call(
-            state, "train", cohort, down, self.node.train_rules(), previous=needs_previous
+            state, "train", cohort, down, self.node.train_rules(), previous=needs_previous, limits=pace.limits
         )
-        measured |= {"cohort": len(cohort), "bytes_up": self.meter.up - up_before}
-        measured["bytes_down"] = self.meter.down - down_before
+        measured |= {"stragglers": pace.limits, "simulated_seconds": pace.seconds}
+        measured |= {"cohort": len(cohort), "counted": self.counted, **self.meter.since(before)}
         state = replace(state, engine=departed(state.engine, measured["engine"]))
         if reducer.weights:
             state = self.aggregate(state, reducer)
@@ -282,19 +307,26 @@ class Federation:
         rules: Any,
         *,
         previous: bool,
+        limits: dict[int, int] | None = None,
     ) -> tuple[Reducer, dict[str, Any], State]:
         """The exchange: one call at every node that hosts one of ``clients``, one reduction, all bytes counted."""
         sequence = state.sequence + 1
         federation, task = self.config.federation, state.task
         header = Header(
             function, sorted(clients), task, state.round, federation.rounds, self.stream.num_tasks, sequence,
-            self.width(task), list(self.stream.known(task)), list(self.stream.stages[task].classes),
+            self.width(task), list(self.known(task)), list(self.new(task)),
             state.engine.get("path", self.config.engine.path), state.engine.get("chunk", self.config.engine.chunk),
+            self.stream.heads[: self.width(task)], [key for key in self.counted if key.startswith(f"{task}:")],
+            *(self.split.clocks.standings(task, sorted(clients)) if self.split.clocks else ([], [])),
+            [[client, most] for client, most in (limits or {}).items()],
         )  # fmt: skip
         old = {n: a for n, a in state.previous.items() if self.node.sharing[n] != "private"} if previous else {}
-        rows = {c: torch.from_numpy(np.asarray(self.split.train[task][c])) for c in header.clients}
+        rows = {c: torch.from_numpy(self.rows(task, state.round, c)) for c in header.clients}
         shared = {n: a for n, a in state.model.items() if self.node.sharing[n] != "private"}
-        call = Call(header, shared, old, {n: b.arrays for n, b in down.items()}, rows, self.own_rows(header))
+        sent = {n: b.arrays for n, b in down.items()}
+        bare = unlabelled_at_hand(self.config, self.stream, self.split, task, state.round, header.clients)
+        without = {c: torch.from_numpy(ids) for c, ids in bare.items()}
+        call = Call(header, shared, old, sent, rows, self.own_rows(header), without)
         groups = [Group("model", f"model:{state.version}", shared)]
         groups += [Group("previous", f"task:{task}", old)] if old else []
         for name, broadcast in down.items():
@@ -305,15 +337,24 @@ class Federation:
         measured: dict[str, Any] = {}
         for reply in self.send(call):
             reducer.merge(reply.arrays, reply.facts)
-            self.meter.charge_up(reply.measured["bytes_up"])
+            self.meter.charge_up(reply.measured["bytes_up"], reply.measured["floats_up"])
             merge_measured(measured, reply.measured)
+        if function == "train":
+            self.counted |= {key: flops for key, flops, _ in reversed(measured.get("flops", []))}
+        else:
+            self.meter.asked += sum(seconds for _, seconds, _ in measured.get("work", []))
         return reducer, measured, replace(state, sequence=sequence)
+
+    def rows(self, task: int, round_: int, client: int) -> Ids:
+        """(n,) int64: the training rows that a client has at hand in a round."""
+        return np.asarray(at_hand(self.config, self.stream, self.split, task, round_, client))
 
     def own_rows(self, header: Header) -> dict[int, Tensor]:
         """Each client's own test rows of the task in its last round of training, where clients have such rows."""
         tests = self.split.test
         last = header.function == "train" and header.round == header.rounds - 1
-        if tests is None or not last or not self.config.evaluate.personal:
+        judged = self.config.evaluate.predict in ("auto", "head")  # clients' own models are judged by their heads
+        if tests is None or not last or not self.config.evaluate.personal or not judged:
             return {}
         return {c: torch.from_numpy(np.asarray(tests[header.task][c])) for c in header.clients}
 
@@ -353,11 +394,11 @@ class View:
 
     @property
     def known(self) -> Tensor:
-        return self.federation.mask(self.federation.stream.known(self.task), self.task)
+        return self.federation.mask(self.federation.known(self.task), self.task)
 
     @property
     def new(self) -> Tensor:
-        return self.federation.mask(self.federation.stream.stages[self.task].classes, self.task)
+        return self.federation.mask(self.federation.new(self.task), self.task)
 
     @property
     def previous(self) -> Arrays | None:
@@ -365,7 +406,21 @@ class View:
 
     @property
     def repeats(self) -> bool:
-        return any(s.repeats for s in self.federation.stack)
+        return any(s.repeats for s in self.federation.stack) or self.federation.stream.repeats
+
+    @property
+    def task_known(self) -> bool:
+        return self.federation.stream.task_known
+
+    @property
+    def public(self) -> Public | None:
+        federation = self.federation
+        node = federation.node
+        return public_of(federation.split, federation.stream, self.task, node.store, node.config, node.dtype)
+
+    @property
+    def online(self) -> bool:
+        return self.federation.config.federation.passes == "once"
 
     @property
     def model(self) -> FedModel:
@@ -380,12 +435,19 @@ class View:
         """See :meth:`fedcl.strategy.Server.exchange`."""
         federation = self.federation
         split, state = federation.split, self.current
+        if self.online and state.round >= federation.config.federation.rounds:
+            raise RunFailed(
+                f"strategy {self.strategy.name!r} asks clients after the last round of task {state.task + 1}; with "
+                "federation.passes=once the task's images have passed by then"
+            )
         if isinstance(clients, str):
             chosen = reached(federation.config, split, state.task, state.round, state.sequence)
             if clients == "holders":
-                chosen = [c for c in chosen if split.size(state.task, c)]
+                place = state.task, state.round
+                chosen = [c for c in chosen if of_use(federation.config, split, self.strategy, *place, c)]
         else:
-            chosen = clients
+            there = split.present(state.task)
+            chosen = [c for c in clients if c in there]
         sent = {self.strategy.name: Broadcast(down)} if down else {}
         reducer, _, self.current = federation.call(
             self.current, f"{self.strategy.name}:{function.__name__}", chosen, sent, self.strategy.reductions,

@@ -65,7 +65,7 @@ class CalibrationBins:
     def ece(self) -> float | None:
         """Expected calibration error, ``sum_m |correct_m - confidence_m| / N``, in [0, 1]; None without predictions.
 
-        Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, eq. 3.
+        Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
         """
         count = int(self.counts.sum())
         return float((self.correct - self.confidence).abs().sum()) / count if count else None

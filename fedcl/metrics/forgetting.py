@@ -26,6 +26,19 @@ def forgetting_max_with_last(matrix: Matrix) -> float | None:
     return mean_or_none([r[j:, j].max() - r[-1, j] for j in range(len(r) - 1)])
 
 
+def forgetting_max_all_rows_before_last(matrix: Matrix) -> float | None:
+    """``mean_{j<T-1} (max_{i<T-1} R[i, j] - R[T-1, j])``: as printed in Riemannian Walk.
+
+    Source: Chaudhry et al., Riemannian Walk, ECCV 2018. Rows before the task was learned may be the best; where
+    unlearned tasks score 0, as in class-incremental streams, this is :func:`fedcl.metrics.matrix.forgetting`.
+
+    >>> forgetting_max_all_rows_before_last([[0.5, 0.9, 0.0], [0.5, 0.4, 0.0], [0.5, 1.0, 1.0]])
+    -0.04999999999999999
+    """
+    r = as_matrix(matrix)
+    return mean_or_none([r[:-1, j].max() - r[-1, j] for j in range(len(r) - 1)])
+
+
 def forgetting_max_all_rows(matrix: Matrix) -> float | None:
     """``mean_{j<T-1} (max_i R[i, j] - R[T-1, j])``: rows before the task was learned may be the best as well.
 
@@ -79,6 +92,7 @@ FORGETTING: dict[str, Callable[[Matrix], float | None]] = {
     "max_before_last": of_matrix.forgetting,
     "first_last": of_matrix.forgetting_first_last,
     "max_with_last": forgetting_max_with_last,
+    "max_all_rows_before_last": forgetting_max_all_rows_before_last,
     "max_all_rows": forgetting_max_all_rows,
     "two_back": forgetting_two_back,
     "over_all_tasks": forgetting_over_all_tasks,

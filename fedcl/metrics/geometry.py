@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedcl.metrics.moments import ClassMoments
+from fedcl.metrics.moments import ClassMoments, rounding
 
 _ROWS = 1024
 
 
 def alignment(features: Tensor, positives: Tensor) -> float | None:
-    """``mean ||ẑ - ẑ⁺||²`` over positive pairs (N, d) and (N, d), in [0, 4]; None without pairs.
+    """``mean ||ẑ - ẑ⁺||²`` over positive pairs (N, d) and (N, d), in [0, 4].
+
+    None without pairs, or where a feature is zero and has no direction.
 
     Source: Wang and Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity on the
     Hypersphere, ICML 2020, with their α = 2.
@@ -23,14 +25,20 @@ def alignment(features: Tensor, positives: Tensor) -> float | None:
     >>> alignment(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]]))
     2.0
     """
-    if not len(features):
+    if not len(features) or _aimless(features) or _aimless(positives):
         return None
     gaps = F.normalize(features.to(torch.float64), dim=1) - F.normalize(positives.to(torch.float64), dim=1)
     return float(gaps.square().sum(1).mean())
 
 
+def _aimless(features: Tensor) -> bool:
+    return not bool((features != 0).any(dim=1).all())
+
+
 def uniformity(features: Tensor, t: float = 2.0) -> float | None:
-    """``log mean_{i≠j} exp(-t ||ẑ_i - ẑ_j||²)`` of features (N, d), at most 0; None with fewer than two.
+    """``log mean_{i≠j} exp(-t ||ẑ_i - ẑ_j||²)`` of features (N, d), at most 0.
+
+    None with fewer than two, or where a feature is zero and has no direction.
 
     Source: as :func:`alignment`, with their t = 2. The lower, the more evenly the features cover the sphere.
 
@@ -38,7 +46,7 @@ def uniformity(features: Tensor, t: float = 2.0) -> float | None:
     -8.0
     """
     count = len(features)
-    if count < 2:
+    if count < 2 or _aimless(features):
         return None
     unit = F.normalize(features, dim=1)
     own = torch.arange(count, device=unit.device)
@@ -52,10 +60,10 @@ def uniformity(features: Tensor, t: float = 2.0) -> float | None:
 
 
 def tolerance(unit_moments: ClassMoments) -> float | None:
-    """Mean cosine of two images of one class, ``E[ẑ_i·ẑ_j | y_i = y_j, i ≠ j]``; None if no class has two images.
+    """Mean cosine of two images of one class, ``E[ẑ_i·ẑ_j | y_i = y_j, i ≠ j]``.
 
-    Over same-class pairs the alignment is ``2 - 2 tolerance``. Source: Wang and Liu, Understanding the Behaviour of
-    Contrastive Loss, CVPR 2021.
+    None if no class has two images, or where a feature is zero and has no direction. Over same-class pairs the
+    alignment is ``2 - 2 tolerance``. Source: Wang and Liu, Understanding the Behaviour of Contrastive Loss, CVPR 2021.
 
     Args:
         unit_moments: of features of unit length.
@@ -66,11 +74,11 @@ def tolerance(unit_moments: ClassMoments) -> float | None:
     """
     counts = unit_moments.counts.to(torch.float64)
     pairs = float((counts * (counts - 1)).sum())
-    if not pairs:
-        return None
     # ||sum z||² = n²||μ||² counts every pair twice and every image with itself once: n||μ||² + spread = n.
     squares = counts.square() * unit_moments.means.square().sum(1)
     itself = counts * unit_moments.means.square().sum(1) + unit_moments.spread
+    if not pairs or bool((itself < counts - 0.5).any()):
+        return None
     return float((squares - itself).sum()) / pairs
 
 
@@ -86,17 +94,19 @@ def neural_collapse(moments: ClassMoments, weight: Tensor | None = None) -> dict
       self-duality with the means;
     - ``cdnv`` = mean over pairs of (Var_c + Var_c') / (2 ||μ_c - μ_c'||²).
 
-    All are 0 when collapse is complete. None with one class, where means coincide, or (the two of the head) without
-    one. Sources: Papyan et al., PNAS 2020 (NC1, NC2); Zhu et al., A Geometric Analysis of Neural Collapse, NeurIPS 2021
-    (forms with E); Galanti et al., On the Role of Neural Collapse in Transfer Learning, ICLR 2022 (CDNV).
+    All are 0 when collapse is complete. None with one class; where all class means are the same, and the angles and
+    cdnv where two of the points they compare are; nc1 where no class has two images and cdnv where one class has not,
+    as nothing varies within it; those of the head without one. Sources: Papyan et al., PNAS 2020 (NC1, NC2); Zhu et
+    al., A Geometric Analysis of Neural Collapse, NeurIPS 2021 (forms with E); Galanti et al., On the Role of Neural
+    Collapse in Transfer Learning, ICLR 2022 (CDNV).
 
     Args:
         moments: of the training features.
         weight: rows of the head, (C, d), or None.
 
     >>> found = neural_collapse(ClassMoments.of(torch.eye(3), torch.arange(3), 3), torch.eye(3))
-    >>> {name: round(value, 6) + 0.0 for name, value in found.items()}["nc2_angles"]
-    0.0
+    >>> round(found["nc2_angles"], 6), found["nc1"]
+    (0.0, None)
     """
     names = ("nc1", "nc2_norms", "nc2_angles", "nc2_weight", "nc3", "cdnv")
     found: dict[str, float | None] = dict.fromkeys(names)
@@ -105,23 +115,29 @@ def neural_collapse(moments: ClassMoments, weight: Tensor | None = None) -> dict
     means = moments.means[present]
     centred = means - means.mean(0) if classes else means
     norms = centred.norm(dim=1)
-    if classes < 2 or not float(norms.min()) > 0:
+    smallest = rounding(moments.total) * float(means.norm())
+    if classes < 2 or not float(norms.max()) > smallest:
         return found
-    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-    kept = singular > singular[0] * max(centred.shape) * torch.finfo(torch.float64).eps
-    spread_along = ((axes[kept] @ moments.within) * axes[kept]).sum(1) / moments.total
-    found["nc1"] = float((spread_along / singular[kept].square()).sum())
+    counts = moments.counts[present]
+    if int(counts.max()) > 1:
+        _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
+        # Centred means of K classes span at most K - 1 directions; what is left in a further one is rounding.
+        kept = (singular > singular[0] * max(centred.shape) * torch.finfo(torch.float64).eps) & (singular > smallest)
+        kept[classes - 1 :] = False
+        spread_along = ((axes[kept] @ moments.within) * axes[kept]).sum(1) / moments.total
+        found["nc1"] = float((spread_along / singular[kept].square()).sum())
     found["nc2_norms"] = float(norms.std(correction=0) / norms.mean())
-    cosines = (centred @ centred.T) / torch.outer(norms, norms)
     apart = ~torch.eye(classes, dtype=torch.bool, device=means.device)
-    found["nc2_angles"] = float((cosines[apart] + 1.0 / (classes - 1)).abs().mean())
+    if float(norms.min()) > smallest:
+        cosines = (centred @ centred.T) / torch.outer(norms, norms)
+        found["nc2_angles"] = float((cosines[apart] + 1.0 / (classes - 1)).abs().mean())
     if weight is not None:
         rows = weight.to(torch.float64)[present]
         found["nc2_weight"] = _from_simplex(rows @ rows.T)
         found["nc3"] = _from_simplex(rows @ centred.T)
-    variance = moments.spread[present] / moments.counts[present]
+    variance = moments.spread[present] / counts
     gaps = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").square()[apart]
-    if bool((gaps > 0).all()):
+    if int(counts.min()) > 1 and bool((gaps > smallest**2).all()):
         found["cdnv"] = float(((variance[:, None] + variance)[apart] / (2.0 * gaps)).mean())
     return found
 
@@ -218,6 +234,6 @@ class UnitActivity:
     def dormant(self, threshold: float = 0.0) -> float | None:
         """Share of the units whose score is at most ``threshold``; None without images.
 
-        Source: Sokar et al., The Dormant Neuron Phenomenon in Deep Reinforcement Learning, ICML 2023, eq. 1.
+        Source: Sokar et al., The Dormant Neuron Phenomenon in Deep Reinforcement Learning, ICML 2023.
         """
         return float((self.scores() <= threshold).to(torch.float64).mean()) if self.count else None

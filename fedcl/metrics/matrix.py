@@ -98,7 +98,7 @@ def seen_accuracy_weighted(matrix: Matrix, test_counts: Counts) -> list[float | 
 def average_accuracy(matrix: Matrix) -> float | None:
     """Accuracy after the last task, each task counted alike: ``mean_j R[T-1, j]``.
 
-    Source: Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017 (ACC, eq. 2).
+    Source: Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017 (ACC).
 
     >>> average_accuracy([[0.5, 0.25], [0.25, 0.75]])
     0.5
@@ -138,8 +138,9 @@ def average_incremental_accuracy_weighted(matrix: Matrix, test_counts: Counts) -
 def per_task_forgetting(matrix: Matrix) -> list[float | None]:
     """Forgetting of each task but the last, (T-1,): ``f_j = max_{j<=i<T-1} R[i, j] - R[T-1, j]``.
 
-    Source: Chaudhry et al., Riemannian Walk, ECCV 2018, eq. 3. The maximum starts at the row in which task j
-    is learned, so luck before that is not counted as knowledge. Negative when the last task improved task j.
+    Source: Chaudhry et al., Riemannian Walk, ECCV 2018. Their maximum is over all rows before the last; here it
+    starts at the row in which task j is learned, so luck before that is not counted as knowledge: the same in
+    class-incremental streams, where unlearned tasks score 0. Negative when the last task improved task j.
 
     >>> per_task_forgetting([[0.5, 0.0, 0.0], [0.75, 0.5, 0.0], [0.25, 0.625, 1.0]])
     [0.5, -0.125]
@@ -184,7 +185,7 @@ def per_task_backward_transfer(matrix: Matrix) -> list[float | None]:
 def backward_transfer(matrix: Matrix) -> float | None:
     """What later tasks did to earlier ones: ``mean_{j<T-1} (R[T-1, j] - R[j, j])``; negative: forgetting.
 
-    Source: Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017 (BWT, eq. 3).
+    Source: Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017 (BWT).
 
     >>> backward_transfer([[1.0, 0.0], [0.25, 0.75]])
     -0.75
@@ -220,7 +221,7 @@ def per_task_forward_transfer(matrix: Matrix, baseline: Row | None) -> list[floa
 def forward_transfer(matrix: Matrix, baseline: Row | None) -> float | None:
     """What earlier tasks gave to a task not yet learned: ``mean_{j>0} (R[j-1, j] - b_j)``.
 
-    Source: Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017 (FWT, eq. 4).
+    Source: Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017 (FWT).
 
     Args:
         matrix: accuracies, (T, T).

@@ -11,6 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedcl.statistics import class_sums
+
+
+def rounding(count: int) -> float:
+    """How far a float64 mean of so many equal numbers may lie from them, relative to their size.
+
+    What varies by no more does not vary at all: dividing by it would make numbers out of rounding.
+    """
+    return max(count, 64) * torch.finfo(torch.float64).eps
+
 
 @dataclass(frozen=True, eq=False)
 class ClassMoments:
@@ -42,8 +52,7 @@ class ClassMoments:
         """
         check_labels(features, labels, num_classes)
         x = features.to(torch.float64)
-        counts = torch.bincount(labels, minlength=num_classes)
-        sums = x.new_zeros(num_classes, x.shape[1]).index_add(0, labels, x)
+        sums, counts = class_sums([(x, labels)], lambda features: features, num_classes, x.shape[1])
         means = sums / counts.clamp(min=1)[:, None]
         away = x - means[labels]
         spread = x.new_zeros(num_classes).index_add(0, labels, away.square().sum(1))
@@ -82,6 +91,12 @@ class ClassMoments:
     def mean(self) -> Tensor:
         """Mean of all samples, (d,)."""
         return (self.counts[:, None] * self.means).sum(0) / max(self.total, 1)
+
+    @property
+    def constant(self) -> bool:
+        """Whether all features are the same one, or there are none."""
+        allowed = self.total * rounding(self.total) ** 2 * float(self.mean.square().sum())
+        return float(self.scatter().trace()) <= allowed
 
     def scatter(self) -> Tensor:
         """``sum_i (h_i - μ)(h_i - μ)ᵀ`` about the mean of all samples, (d, d)."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from .inference import differences, mean_of, t_interval
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,13 @@ def paired_difference(method: Sequence[float], ablation: Sequence[float], level:
     >>> round(d.mean, 3), round(d.low, 3), round(d.high, 3), d.verdict
     (0.2, -0.048, 0.448, 'not shown')
     """
-    from scipy.stats import t
-
-    if len(method) != len(ablation) or not method:
-        raise ValueError(f"{len(method)} and {len(ablation)} values are not pairs")
-    differences = [a - b for a, b in zip(method, ablation, strict=True)]
-    if not all(math.isfinite(d) for d in differences):
-        raise ValueError(f"differences must be finite: {differences}")
-    count = len(differences)
-    mean = math.fsum(differences) / count
-    if all(d == 0 for d in differences):
+    gaps = differences(method, ablation)
+    count, mean = len(gaps), mean_of(gaps)
+    if all(gap == 0 for gap in gaps):
         return PairedDifference(0.0, 0.0, 0.0, count, "identical")
-    if count < 2:
+    ends = t_interval(gaps, level)
+    if ends is None:
         return PairedDifference(mean, None, None, count, "not shown")
-    spread = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (count - 1))
-    half = float(t.ppf(0.5 + level / 2, count - 1)) * spread / math.sqrt(count)
-    low, high = mean - half, mean + half
+    low, high = ends
     verdict = "gained" if low > 0 else "lost" if high < 0 else "not shown"
     return PairedDifference(mean, low, high, count, verdict)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedcl.metrics.moments import ClassMoments, check_labels
+from fedcl.metrics.moments import ClassMoments, check_labels, rounding
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 _ROWS = 1024
@@ -23,7 +23,7 @@ _ROWS = 1024
 def nearest_mean_scores(queries: Tensor, moments: ClassMoments) -> Tensor:
     """``-||q - μ_c||``, (N, C): the nearest class mean wins.
 
-    Source: Rebuffi et al., iCaRL, CVPR 2017, eq. 2, with means of all samples in place of exemplars. Give it features
+    Source: Rebuffi et al., iCaRL, CVPR 2017, with means of all samples in place of exemplars. Give it features
     of unit length and their moments for the paper's rule.
 
     >>> found = ClassMoments.of(torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), 2)
@@ -46,7 +46,7 @@ def knn_scores(
 ) -> Tensor:
     """Votes of the k most similar training features by cosine s, each with weight ``exp(s / τ)``: (N, C).
 
-    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, section 3.4.
+    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018.
 
     Args:
         queries: (N, d).
@@ -124,7 +124,7 @@ def fit_linear(
     x = features.detach().to(torch.float64)
     mean = x.mean(0)
     scale = x.std(0, correction=0)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = torch.where(scale > rounding(len(x)) * mean.abs(), scale, torch.ones_like(scale))
     x = (x - mean) / scale
     present, target = torch.unique(labels, return_inverse=True)
     shape = (len(present), x.shape[1] + 1)

@@ -39,14 +39,14 @@ class Retrieval:
     def recall(self, k: int) -> float | None:
         """Recall@K: share of the queries with one of their class among the K nearest; None without queries.
 
-        Source: Oh Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016, section 6.
+        Source: Oh Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016.
         """
         return self.hits[k] / self.queries if self.queries else None
 
     def map_at_r(self) -> float | None:
         """Mean over queries of ``1/R sum_{i<=R} P(i) rel(i)``, R the images of the query's class; None without queries.
 
-        Source: Musgrave et al., A Metric Learning Reality Check, ECCV 2020, eq. 1 and 2.
+        Source: Musgrave et al., A Metric Learning Reality Check, ECCV 2020.
         """
         return self.precision / self.queries if self.queries else None
 

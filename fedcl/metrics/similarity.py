@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from fedcl.metrics.moments import rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +69,11 @@ class PairMoments:
         """Linear CKA, ``||XᵀY||_F² / (||XᵀX||_F ||YᵀY||_F)`` of the centred features, in [0, 1].
 
         None where either does not vary. Source: Kornblith et al., Similarity of Neural Network Representations
-        Revisited, ICML 2019, eq. 4.
+        Revisited, ICML 2019.
         """
-        scale = float(self.xx.norm() * self.yy.norm())
-        return float(self.xy.square().sum()) / scale if scale > 0 else None
+        if not (_varies(self.xx, self.mean_x, self.count) and _varies(self.yy, self.mean_y, self.count)):
+            return None
+        return float(self.xy.square().sum()) / float(self.xx.norm() * self.yy.norm())
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float | None:
@@ -83,10 +86,19 @@ def linear_cka(x: Tensor, y: Tensor) -> float | None:
         return PairMoments.of(x, y).cka()
     _check_pairs(x, y)
     # ||XᵀY||_F² is the product of the Gram matrices of the images, which are smaller here than those of the dimensions.
-    a, b = (f.to(torch.float64) - f.to(torch.float64).sum(0) / max(len(f), 1) for f in (x, y))
-    one, two = a @ a.T, b @ b.T
-    scale = float(one.norm() * two.norm())
-    return float((one * two).sum()) / scale if scale > 0 else None
+    grams = []
+    for features in (x.to(torch.float64), y.to(torch.float64)):
+        mean = features.sum(0) / max(len(features), 1)
+        grams.append((features - mean) @ (features - mean).T)
+        if not _varies(grams[-1], mean, len(features)):
+            return None
+    one, two = grams
+    return float((one * two).sum()) / float(one.norm() * two.norm())
+
+
+def _varies(gram: Tensor, mean: Tensor, count: int) -> bool:
+    """Whether centred features with this Gram matrix, of images or of dimensions, are more than rounding."""
+    return float(gram.trace()) > count * rounding(count) ** 2 * float(mean.square().sum())
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ class FeatureDrift:
     Attributes:
         count: images.
         distance: sum of ``||f_now - f_then||``, in the unit of the features.
-        cosine: sum of the cosines of f_now and f_then; a zero feature has cosine 0.
+        cosine: sum of the cosines of f_now and f_then; NaN as soon as one of them is zero and has no direction.
 
     >>> drift = FeatureDrift.of(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 0.0]]))
     >>> drift.mean_distance(), round(drift.mean_cosine(), 6)
@@ -116,7 +128,7 @@ class FeatureDrift:
         """
         _check_pairs(now, then)
         a, b = now.to(torch.float64), then.to(torch.float64)
-        cosines = (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum()
+        cosines = (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum()
         return cls(len(a), float((a - b).norm(dim=1).sum()), float(cosines))
 
     def __add__(self, other: FeatureDrift) -> FeatureDrift:
@@ -128,8 +140,8 @@ class FeatureDrift:
         return self.distance / self.count if self.count else None
 
     def mean_cosine(self) -> float | None:
-        """Mean cosine of f_now and f_then; None without images."""
-        return self.cosine / self.count if self.count else None
+        """Mean cosine of f_now and f_then; None without images, or where a feature has no direction."""
+        return self.cosine / self.count if self.count and not math.isnan(self.cosine) else None
 
 
 def prototype_error(stored: Tensor, true: Tensor) -> float | None:

@@ -26,7 +26,7 @@ from fedcl.metrics.matrix import (
 def per_task_intransigence(matrix: Matrix, joint: Row) -> list[float | None]:
     """What continual training lacks on each task when it is learned, (T,): ``I_k = a*_k - R[k, k]``.
 
-    Source: Chaudhry et al., Riemannian Walk, ECCV 2018, eq. 5. Negative where the continual model is the better one.
+    Source: Chaudhry et al., Riemannian Walk, ECCV 2018. Negative where the continual model is the better one.
 
     Args:
         matrix: accuracies, (T, T).
@@ -54,7 +54,7 @@ def anytime_accuracy(accuracies: Row, samples: Sequence[int] | None = None) -> f
     """A_auc: area under the accuracy curve of an online stream over its length, in [0, 1].
 
     ``sum_e a_e (n_e - n_{e-1}) / n_E``, n_0 = 0; with evaluations every so many samples, the mean. Source: Koh et al.,
-    i-Blurry, ICLR 2022, section 3.2.
+    i-Blurry, ICLR 2022.
 
     Args:
         accuracies: accuracy on the classes exposed so far at each evaluation, (E,).

@@ -125,15 +125,19 @@ class Links:
         """
         self._kept, self._outdated = sequences, set(self._ids)
 
-    def digests(self, sequence: int) -> list[tuple[int, bytes]]:
-        """(client, digest of its state after exchange ``sequence``) of every client that has a state, ascending."""
+    def digests(self, sequence: int) -> list[tuple[int, bytes, int, int]]:
+        """Every client that has a state, ascending: (client, digest, bytes of it, bytes of its exemplars).
+
+        Args:
+            sequence: the exchange after which the states are asked for.
+        """
         asked = {
             number: self._message(node, "query.digest", {}, {"sequence": sequence, "place": number})
             for number, node in enumerate(self._ids)
         }
         replies = self._exchange(asked, "digest")
         found = [json.loads(str(reply.content["reply"]["facts"])) for reply in replies.values()]
-        return sorted((client, bytes.fromhex(digest)) for pairs in found for client, digest in pairs)
+        return sorted((client, bytes.fromhex(digest), *held) for told in found for client, digest, *held in told)
 
     def _message(self, node: int, action: str, arrays: Arrays, facts: Mapping[str, int], header: str = "") -> Message:
         setup = ""
@@ -192,7 +196,7 @@ def in_client_order(replies: list[Reply]) -> list[Reply]:
     A rule that sees clients one by one (the reduction ``stack``) may sum over them, so their order decides bits.
     Arrays that only some clients sent stay in the order of the nodes.
     """
-    if len(replies) < 2:
+    if len(replies) < 2 and all(r.facts["clients"] == sorted(r.facts["clients"]) for r in replies):
         return replies
     order = sorted((client, at, i) for at, r in enumerate(replies) for i, client in enumerate(r.facts["clients"]))
     first, arrays = replies[0], [dict(reply.arrays) for reply in replies]

@@ -45,6 +45,7 @@ class Setup:
         own_test: the store that clients' own test rows are of.
         states: folder of the client states, where nodes share it with the server; None: the node's own ``state-dir``.
         kept: exchanges whose client states a checkpoint may need, right after they changed; None: discard nothing.
+        hidden: rows of the training store whose labels no client may see, see :func:`fedcl.labels.to_text`.
     """
 
     run: str
@@ -53,10 +54,13 @@ class Setup:
     own_test: Literal["train", "test"] | None
     states: str | None
     kept: list[int] | None = None
+    hidden: str = ""
 
     @classmethod
     def of(cls, experiment: Experiment, folder: Path) -> Setup:
         """The setup of a run in its folder."""
+        from ..labels import to_text
+
         config = experiment.config
         shared = config.engine.runtime == "ray"
         if shared:
@@ -69,6 +73,7 @@ class Setup:
             class_order=[int(label) for label in experiment.stream.class_order],
             own_test=experiment.split.test_store,
             states=str((folder / "clients").absolute()) if shared else None,
+            hidden=to_text(experiment.split.hidden),
         )
 
     def to_json(self) -> str:
@@ -117,9 +122,11 @@ def build_node(setup: Setup, own: NodeConfig) -> Node:
     Raises:
         UsageError: the node lacks the data, a strategy, a device or a folder for states.
     """
-    from ..build import load_images, make_node
+    from ..build import make_node
     from ..engine import apply_engine, device_of
     from ..federation.store import ClientStore
+    from ..labels import from_text
+    from ..loading import load_images
     from ..resolve import resolve
     from ..stack import Stack
 
@@ -132,7 +139,9 @@ def build_node(setup: Setup, own: NodeConfig) -> Node:
     apply_engine(config.engine)
     resolved = resolve(config)
     dataset = load_images(config, resolved.scenario(), config.engine.device)
-    node = make_node(config, Stack.of(resolved.strategies), dataset, setup.class_order, setup.own_test)
+    node = make_node(
+        config, Stack.of(resolved.strategies), dataset, setup.class_order, setup.own_test, from_text(setup.hidden)
+    )
     node.clients = ClientStore(setup.state_dir(own), CACHE)
     return node
 
