@@ -12,17 +12,19 @@ from fedcl.errors import UsageError
 from fedcl.stream import DatasetLabels, Ids, Stage, Stream
 
 _READERS = {
-    ("base", "increment"): "class_incremental, few_shot and linear_blurry",
+    ("base", "increment"): "class_incremental, few_shot, linear_blurry, open_world and category_discovery",
     ("benchmark",): "benchmark",
-    ("shift",): "domain_incremental",
+    ("shift", "own_classes"): "domain_incremental",
     ("datasets",): "domain_incremental and shift=given",
     ("angles",): "domain_incremental and shift=rotated",
     ("disjoint", "blurred"): "i_blurry and si_blurry",
     ("overlap", "steps"): "linear_blurry",
     ("shots",): "few_shot",
-    ("of",): "long_tailed and noisy_labels",
+    ("of",): "those that change another stream (long_tailed, noisy_labels, task_incremental, cumulative, joint, ...)",
     ("imbalance", "tail"): "long_tailed",
     ("noise", "noise_rate"): "noisy_labels",
+    ("mixed",): "open_world and category_discovery",
+    ("labelled",): "open_world",
 }
 """Keys that only some scenarios read, and which; ``tasks`` has a default that cannot be told from a choice."""
 

@@ -23,7 +23,8 @@ _NOTES = (
     "scenario.blurred (M) of the blurry classes' images change the task. A class counts for the task that shows its "
     "first image: known classes, columns of the accuracy matrix and held-out images follow this, so a task that shows "
     "nothing new has an empty column (the weighted averages stay defined). data.validation is held out before images "
-    "are moved. Images of a task are a set; batches are drawn as in any task."
+    "are moved. The images of a task come in random order, as in the paper; federation.passes=once shows each once, "
+    "and federation.repeats is the paper's online_iter."
 )
 
 

@@ -45,7 +45,7 @@ class LongTailed(Wrapping):
             raise UsageError("scenario.imbalance", config.imbalance, "must be at least 1")
         scenario, inner = self.inner(config)
         stream = scenario.build(data, inner, validation, seed)
-        shown = np.concatenate([stage.train_ids for stage in stream.stages])
+        shown = np.unique(np.concatenate([stage.train_ids for stage in stream.stages]))
         held = np.bincount(stream.train_labels[shown], minlength=stream.num_classes)
         classes = np.flatnonzero(held).tolist()
         ranks = range(len(classes))
@@ -58,7 +58,7 @@ class LongTailed(Wrapping):
             raise UsageError("scenario.imbalance", config.imbalance, allowed)
         keep = np.zeros(len(stream.train_labels), dtype=bool)
         for label, rank in zip(classes, ranks, strict=True):
-            # a row may stand in one task only, so that a choice among all rows of the class is one of each task's
+            # a choice among all rows of the class is one of each task's
             rows: Ids = np.sort(shown[stream.train_labels[shown] == label])
             chosen = counter.permutation(len(rows), seed, self.name, stream.class_order[label])[: sizes[rank]]
             keep[rows[chosen]] = True

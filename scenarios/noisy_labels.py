@@ -53,6 +53,9 @@ class NoisyLabels(Wrapping):
         rate = share("scenario.noise_rate", config.noise_rate)
         labels = DatasetLabels.of(shown)
         stream = scenario.build(labels, inner, data.validation, seed)
+        if stream.repeats:
+            allowed = f"streams that show an image once; put the noise inside: name={inner.name}, of=[{self.name}]"
+            raise UsageError("scenario.of", [inner.name], allowed)
         noisy = noisy_labels(labels.train_labels, stream, config.noise, rate, seed)
         columns = {**shown.columns, CLEAN: (shown.train.labels, shown.test.labels)}
         return replace(shown, train=shown.train.relabelled(noisy), columns=columns)

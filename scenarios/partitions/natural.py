@@ -8,7 +8,8 @@ from fedcl import config as settings
 from fedcl import random as counter
 from fedcl.cards import Card
 from fedcl.errors import UsageError
-from fedcl.partitioning import Partition, rows_by_owner
+from fedcl.owners import rows_by_owner
+from fedcl.partitioning import Partition
 from fedcl.stream import Ids
 
 from ._deal import even_sizes

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedcl.cards import Card, option
 from fedcl.errors import UsageError
 from fedcl.losses import cross_entropy, tempered_kl
+from fedcl.masks import by_head
 from fedcl.strategy import Arrays, Finished, Server, Step, Strategy
 
 if TYPE_CHECKING:
@@ -45,8 +46,10 @@ class WeightAligning(Strategy):
     aliases = ("wa",)
     family = "calibration"
     stackable = True
+    unlabelled = "sees"
     needs_previous = True
     yields = ("task_loss",)
+    common_clock = "scales the rows of the classes that are new to all clients at once"
     card = Card(
         title="Maintaining Discrimination and Fairness in Class Incremental Learning",
         authors="Zhao, Xiao, Gan, Zhang, Xia",
@@ -66,7 +69,9 @@ class WeightAligning(Strategy):
         notes="Fills the task loss with (1 - lambda) CE + lambda KD, lambda = old / seen classes, unless "
         "another strategy of the stack has a task loss of its own: then it only aligns. Alignment assumes "
         "features that are not negative and a head without bias (`model.head_bias=false`); a bias is left "
-        "as it is. The aligned model goes on training.",
+        "as it is. The aligned model goes on training. A task without new classes is trained with the cross entropy "
+        "alone, and nothing is aligned. Nor is anything where tasks are known at test (task_incremental): classes of "
+        "different tasks do not compete; the distillation is then that of each old task's head, added up.",
     )
 
     @dataclass(frozen=True)
@@ -82,21 +87,22 @@ class WeightAligning(Strategy):
     def check(self, config: Config, stream: Stream, split: Split) -> None:
         if config.model.head != "linear":
             raise UsageError("model.head", config.model.head, f"linear: {self.name} scales the rows of a linear head")
-        empty = next((s.index for s in stream.stages if not s.classes), None)
-        if empty is not None:
-            allowed = f"task {empty + 1} of this stream has no new class, {self.name} needs some in each"
-            raise UsageError("strategy", self.name, allowed)
 
     # client
 
     def task_loss(self, step: Step) -> Tensor:
-        loss = cross_entropy(step.output.logits, step.y, step.known)
+        loss = cross_entropy(step.output.logits, step.y, step.among(step.known))
         if step.task == 0:
             return loss
         old = step.known & ~step.new
         share = old.sum().to(loss.dtype) / step.known.sum()
+        share = torch.where(step.new.any(), share, torch.zeros_like(share))  # nothing new: nothing to weigh against
         teacher = step.forward(step.x, "stage:previous").logits
-        divergence = tempered_kl(step.output.logits, teacher, old, self.options.temperature)
+        terms = [
+            tempered_kl(step.output.logits, teacher, group, self.options.temperature)
+            for group in by_head(old, step.heads, step.task)
+        ]
+        divergence = torch.stack(terms).sum()
         if not self.options.squared:
             divergence = divergence / self.options.temperature**2
         return (1 - share) * loss + share * divergence
@@ -109,7 +115,7 @@ class WeightAligning(Strategy):
     # server
 
     def finish_task(self, server: Server) -> tuple[Finished, Arrays]:
-        if server.task == 0:
+        if server.task == 0 or server.task_known:
             return Finished(server.arrays), server.state
         old = server.known & ~server.new
         aligned = align(server.arrays["head.weight"], old, server.new)

@@ -40,6 +40,7 @@ class Joint(Strategy):
     stackable = True
     repeats = True
     centralised = True
+    common_clock = "pools all clients into one learner with one clock"
     card = Card(
         title="A bound, no method",
         certainty="Certain.",

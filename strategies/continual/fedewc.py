@@ -24,7 +24,10 @@ class FedEWC(Strategy):
     aliases = ("ewc",)
     family = "continual"
     stackable = True
+    unlabelled = "sees"
+    neutral = {"weight": 0.0, "task": "known"}
     yields = ("task_loss",)
+    revisits = "to measure the Fisher information at the end of the task"
     reductions = {"fisher/": "weighted_mean"}
     like_parameters = {"fisher": "zero", "anchor": "initial"}
     card = Card(
@@ -70,7 +73,7 @@ class FedEWC(Strategy):
 
     def task_loss(self, step: Step) -> Tensor:
         classes = new_or_known(step) if self.options.task == "new" else step.known
-        return cross_entropy(step.output.logits, step.y, classes)
+        return cross_entropy(step.output.logits, step.y, step.among(classes))
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         fisher = {n.removeprefix("fisher/"): a for n, a in step.down.items() if n.startswith("fisher/")}
@@ -86,7 +89,7 @@ class FedEWC(Strategy):
         rest = {n: a for n, a in ctx.received.items() if n not in params}
 
         def loss(p: Arrays, x: Tensor, y: Tensor) -> Tensor:
-            return cross_entropy(ctx.forward(x, {**p, **rest}).logits, y, ctx.known)
+            return cross_entropy(ctx.forward(x, {**p, **rest}).logits, y, ctx.among(ctx.known, y))
 
         one = vmap(grad(lambda p, x, y: loss(p, x[None], y[None])), in_dims=(None, 0, 0))
         total = {n: torch.zeros_like(p) for n, p in params.items()}

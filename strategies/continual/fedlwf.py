@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fedcl.cards import Card, option
 from fedcl.losses import cross_entropy, distillation
+from fedcl.masks import by_head
 from fedcl.strategy import Step, Strategy
 
 from ..federated.finetune import new_or_known
@@ -21,6 +23,8 @@ class FedLwF(Strategy):
     aliases = ("lwf",)
     family = "continual"
     stackable = True
+    unlabelled = "sees"
+    neutral = {"weight": 0.0, "task": "known"}
     needs_previous = True
     card = Card(
         title="Learning without Forgetting",
@@ -38,7 +42,9 @@ class FedLwF(Strategy):
         "factor T^2.",
         server_state="the global model of the previous task's end",
         cost="One more forward pass a step. The teacher is sent once per task and client.",
-        notes="With a memory in the stack, images of old classes keep the softmax over all known classes.",
+        notes="With a memory in the stack, images of old classes keep the softmax over all known classes. Where tasks "
+        "are known at test (task_incremental), each old task's head is distilled by itself, as in the paper, and the "
+        "terms add up.",
     )
 
     @dataclass(frozen=True)
@@ -55,14 +61,15 @@ class FedLwF(Strategy):
 
     def task_loss(self, step: Step) -> Tensor:
         classes = new_or_known(step) if self.options.task == "new" else step.known
-        return cross_entropy(step.output.logits, step.y, classes)
+        return cross_entropy(step.output.logits, step.y, step.among(classes))
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         if step.task == 0:
             return {}
         teacher = step.forward(step.x, "stage:previous").logits
-        old = step.known & ~step.new
-        return {
-            "distillation": self.options.weight
-            * distillation(step.output.logits, teacher, old, self.options.temperature)
-        }
+        student = step.output.logits
+        terms = [
+            distillation(student, teacher, old, self.options.temperature)
+            for old in by_head(step.known & ~step.new, step.heads, step.task)
+        ]
+        return {"distillation": self.options.weight * torch.stack(terms).sum()}

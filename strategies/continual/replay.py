@@ -19,7 +19,9 @@ class Replay(Strategy):
     aliases = ("er",)
     family = "continual"
     stackable = True
+    neutral = {"budget": 0}
     reductions = {"stored": "sum"}
+    exemplars = ("ids",)
     card = Card(
         title="On Tiny Episodic Memories in Continual Learning",
         authors="Chaudhry, Rohrbach, Elhoseiny, Ajanthan, Dokania, Torr, Ranzato",
@@ -38,7 +40,9 @@ class Replay(Strategy):
         leaves_client=(("stored", "1", "sum", "end of a task"),),
         client_state="image ids within the byte budget (the images are the client's own) and their priorities",
         cost="Twice the images a step once the memory is filled. Only the number of stored images leaves a client.",
-        notes="A client fills its memory at the end of a task, from its images of that task. An image costs "
+        notes="A client fills its memory at the end of a task, from its images of that task; where images are seen "
+        "once (federation.passes=once), after each round from those of the round, and then the number of stored images "
+        "does not leave it. An image costs "
         "one byte a pixel "
         "and channel. `policy=class_balanced` is GDumb's greedy rule. A client without images of the task "
         "does not train, "
@@ -78,7 +82,12 @@ class Replay(Strategy):
         stored = torch.tensor(len(kept), dtype=torch.int64)
         return {"stored": stored}, {"ids": ids[kept], "priority": priority[kept]}
 
+    def end_round(self, ctx: ClientContext, trained: Arrays, steps: int) -> tuple[Arrays, Arrays]:
+        return {}, self.remember(ctx)[1] if ctx.online else ctx.state
+
     # server
 
     def finish_task(self, server: Server) -> tuple[Finished, Arrays]:
+        if server.online:  # the images have passed, each was offered in its round
+            return Finished(server.arrays), server.state
         return Finished(server.arrays), server.exchange(self.remember)

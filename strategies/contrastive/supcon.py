@@ -17,6 +17,7 @@ class SupCon(Strategy):
     name = "supcon"
     family = "contrastive"
     stackable = True
+    neutral = {"weight": 0.0, "views": 1}
     needs_projector = True
     card = Card(
         title="Supervised Contrastive Learning",

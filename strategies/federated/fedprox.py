@@ -17,6 +17,8 @@ class FedProx(Strategy):
     name = "fedprox"
     family = "federated"
     stackable = True
+    unlabelled = "sees"
+    neutral = {"mu": 0.0}
     card = Card(
         title="Federated Optimization in Heterogeneous Networks",
         authors="Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith",

@@ -63,4 +63,4 @@ class FinetuneMasked(Strategy):
     )
 
     def task_loss(self, step: Step) -> Tensor:
-        return cross_entropy(step.output.logits, step.y, new_or_known(step))
+        return cross_entropy(step.output.logits, step.y, step.among(new_or_known(step)))

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedcl.arrival import size_at_hand
 from fedcl.bridges.flower import FlowerAggregator
 from fedcl.cards import Card, option
-from fedcl.federation.cohort import cohort
+from fedcl.federation.cohort import cohort_there
+from fedcl.stragglers import round_pace
 from fedcl.strategy import Arrays, Server, Strategy
 
 if TYPE_CHECKING:
@@ -46,8 +48,10 @@ def cohort_sizes(config: Config, split: Split) -> Iterator[int]:
     least = max(federation.batch_min, federation.batch_size if federation.drop_last else 1)
     for task in range(len(split.train)):
         for round_ in range(federation.rounds):
-            chosen = cohort(config, split.clients, task, round_)
-            yield sum(split.size(task, client) >= least for client in chosen)
+            chosen = cohort_there(config, split, task, round_)
+            sizes = {client: size_at_hand(config, split, task, round_, client) for client in chosen}
+            late = round_pace(config, split, chosen, task, round_).limits
+            yield sum(size >= least for client, size in sizes.items() if late.get(client) != 0)
 
 
 def _card(title: str, authors: str, venue: str, year: int, key: str, state: str, notes: str = "") -> Card:

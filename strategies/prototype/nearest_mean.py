@@ -37,6 +37,7 @@ class NearestMean(Strategy):
     aliases = ("nmc", "ncm")
     family = "prototype"
     stackable = True
+    neutral = {}
     reductions = {"sums": "sum", "counts": "sum"}
     card = Card(
         title="A Simple Baseline that Questions the Use of Pretrained-Models in Continual Learning",
@@ -63,7 +64,8 @@ class NearestMean(Strategy):
         "classes stay those of their own task and drift away from the features. `score=both` adds the "
         "log-probabilities of "
         "the means and of the head (ours). Before the end of the first task the head predicts; "
-        "within a task its new classes have no mean yet.",
+        "within a task its new classes have no mean yet. Where images are seen once (federation.passes=once), those of "
+        "a round are counted at its end, by the model of that round.",
     )
 
     @dataclass(frozen=True)
@@ -94,14 +96,25 @@ class NearestMean(Strategy):
 
     # server
 
+    def after_aggregate(self, server: Server) -> tuple[Arrays, Arrays]:
+        if not server.online:
+            return server.arrays, server.state
+        return server.arrays, self.added(server, server.exchange(self.count))
+
     def finish_task(self, server: Server) -> tuple[Finished, Arrays]:
+        if server.online:  # the images have passed, each was counted in its round
+            return Finished(server.arrays), server.state
         found = server.exchange(self.count)
-        width = len(server.known)
         if server.repeats:
             # Old images were counted again, by the present encoder: their earlier sums are superseded.
             return Finished(server.arrays), found
+        return Finished(server.arrays), self.added(server, found)
+
+    def added(self, server: Server, found: Arrays) -> Arrays:
+        """Sums and counts so far with those of one exchange."""
+        width = len(server.known)
         state = {n: widen(a, width) + found[n] if n in found else widen(a, width) for n, a in server.state.items()}
-        return Finished(server.arrays), state or found
+        return state or found
 
     def predict(self, predictor: Predictor, x: Tensor) -> Tensor:
         output = predictor.forward(x)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from fedcl import config as settings
 from fedcl.bridges.avalanche_import import quiet_avalanche, sealed
 from fedcl.errors import UsageError
 from fedcl.scenarios.class_incremental import ClassIncremental
-from fedcl.scenarios.linear_blurry import LinearBlurry, passed
+from fedcl.scenarios.linear_blurry import LinearBlurry, passed, shown_at
 from fedcl.stream import DatasetLabels
 
 
@@ -105,6 +107,29 @@ def test_without_overlap_it_is_class_incremental():
         assert (mine.train_ids == theirs.train_ids).all()
         assert (mine.validation_ids == theirs.validation_ids).all()
         assert (mine.test_ids == theirs.test_ids).all()
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(
+    sets=st.integers(1, 4), count=st.integers(1, 30), overlap=st.integers(0, 50).map(lambda x: x / 100), data=st.data()
+)
+def test_an_image_comes_when_as_many_have_passed(sets, count, overlap, data):
+    index = data.draw(st.integers(0, sets - 1))
+    moments = shown_at(index, sets, count, overlap)
+    assert (np.diff(moments) > 0).all()
+    for place, moment in enumerate(moments.tolist()):
+        share = passed(index, sets, Fraction(moment), Fraction(str(overlap)))
+        assert float(share) == pytest.approx((place + 0.5) / count, abs=1e-9)
+
+
+def test_tasks_follow_each_other_in_time():
+    stream = built(labels_of(each=37), 2, 0.1, tasks=3, steps=5, overlap=0.4)
+    shown = np.concatenate([stage.train_ids for stage in stream.stages])
+    ends = [(stream.arrival[s.train_ids].min(), stream.arrival[s.train_ids].max()) for s in stream.stages]
+    assert all(before[1] < after[0] for before, after in pairwise(ends))
+    assert len(np.unique(stream.arrival[shown])) == len(shown)
+    sha = hashlib.sha256(np.ascontiguousarray(stream.arrival, dtype="<i8").tobytes()).hexdigest()
+    assert sha[:16] == "9d3484ff9eac0a2f"
 
 
 def test_every_image_is_dealt_once():

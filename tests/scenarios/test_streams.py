@@ -37,6 +37,9 @@ CASES: dict[str, dict[str, object]] = {
     "long_tailed": {"tasks": 2, "imbalance": 5.0},
     "noisy_labels": {"tasks": 2, "of": ["i_blurry"], "noise": "asymmetric"},
     "domain_incremental": {"tasks": 2, "shift": "rotated"},
+    "task_incremental": {"tasks": 2},
+    "cumulative": {"tasks": 2},
+    "joint": {"tasks": 2, "of": ["i_blurry"]},
 }
 """Settings that fit ten classes, by scenario; all but class_incremental and few_shot keep all classes in sight."""
 
@@ -106,7 +109,10 @@ def test_rows_positions_and_columns(name, data):
     assert sorted(stream.class_order) == list(range(10))
     assert (original[stream.train_labels] == labels.train_labels).all()
     assert (original[stream.test_labels] == labels.test_labels).all()
+    assert stream.repeats == (name == "cumulative")
     rows = [ids for stage in stream.stages for ids in (stage.train_ids, stage.validation_ids)]
+    if name == "cumulative":
+        rows = [ids for stage in stream.stages for ids in (stage.validation_ids,)] + [stream.stages[-1].train_ids]
     everything = np.concatenate(rows)
     assert len(np.unique(everything)) == len(everything)
     tested = np.concatenate([stage.test_ids for stage in stream.stages])
@@ -158,6 +164,9 @@ STORED = {
     "long_tailed": "1211fd8131296e3c",
     "noisy_labels": "2a4be66e58a85b2e",
     "domain_incremental": "c0e3703f43200613",
+    "task_incremental": "2894dca7914ec4ee",  # that of class_incremental
+    "cumulative": "fcb2fe07b33f723c",
+    "joint": "605f6298ad225d9e",
 }
 
 
@@ -205,11 +214,6 @@ def test_runs_with_finetune(name, tiny):
 @every_scenario()
 def test_runs_with_the_default_stack(name, tiny):
     settings_ = {**of_run(name), **DEFAULT_STACK}
-    if name in ("linear_blurry", "new_instances", "domain_incremental"):
-        with pytest.raises(UsageError, match="no new class, weight_aligning needs some in each"):
-            tiny(settings_)
-        settings_["strategy"] = DEFAULT_STACK["strategy"][:3]
-        settings_["options"] = {k: v for k, v in DEFAULT_STACK["options"].items() if k != "weight_aligning"}
     summary = tiny(settings_).summary
     assert summary["status"] == "done"
     assert 0 < summary["average_accuracy_weighted"] <= 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from fedcl.build import build
 from fedcl.errors import UsageError
 from fedcl.strategies.calibration.weight_aligning import WeightAligning, align
+from fedcl.strategy import Strategy
 
 
 def _aligned(weight: Any, old: list[int], new: list[int]) -> Any:
@@ -159,9 +159,18 @@ def test_only_a_linear_head_can_be_aligned(tiny_config: Any, head: str) -> None:
         build(tiny_config({"strategy": ["weight_aligning"], "model.head": head, "model.head_allocate": "all"}))
 
 
-def test_a_task_without_new_classes_is_refused(tiny_config: Any) -> None:
-    # Its share of old classes would be 1: nothing of the task would be learned.
-    stages = [SimpleNamespace(index=0, classes=(0, 1)), SimpleNamespace(index=1, classes=())]
-    stream: Any = SimpleNamespace(stages=stages)
-    with pytest.raises(UsageError, match=r"task 2 .*no new class"):
-        WeightAligning().check(tiny_config({}), stream, None)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("scenario", "shift"), [("new_instances", "given"), ("domain_incremental", "permuted")])
+def test_without_new_classes_there_is_nothing_to_align(tiny: Any, scenario: str, shift: str) -> None:
+    settings = {"scenario.name": scenario, "scenario.shift": shift}
+    aligned = tiny({**settings, "strategy": ["weight_aligning"], "options.weight_aligning.clip": False})
+    assert aligned.summary["model_sha256"] == tiny(settings).summary["model_sha256"]
+
+
+def test_a_blurry_task_without_a_new_class_is_trained_like_finetune(tiny: Any, oracle: Any) -> None:
+    """Its last task exposes nothing: the loss is the cross entropy, and no row is scaled."""
+    settings = {"scenario.name": "linear_blurry", "scenario.steps": 2, "strategy": ["weight_aligning"]}
+    assert tiny(settings).summary["untested_tasks"] == [3]
+    w, before = oracle.leaves(oracle.model(5, 4, 3, 0)), oracle.model(5, 4, 3, 1)
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    step = oracle.step(w, x, [0, 2, 1, 2], known=[0, 1, 2], new=[], previous=before)
+    assert WeightAligning().task_loss(step).item() == Strategy().task_loss(step).item()
