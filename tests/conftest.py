@@ -101,6 +101,12 @@ def oracle() -> ModuleType:
     return _helper("oracle")
 
 
+@pytest.fixture(scope="session")
+def made_runs() -> ModuleType:
+    """``tests/helpers/made_runs.py``: run folders as a finished run leaves them, without the run."""
+    return _helper("made_runs")
+
+
 @pytest.fixture
 def plugin(tmp_path: Path) -> Any:
     """``plugin(body)``: settings of a run with a strategy of this body; ``plugin.seen(settings)``: what it noted."""

@@ -87,7 +87,7 @@ def test_fedcl_run_is_callable_whatever_is_imported_first() -> None:
         (["list", "datasets", "--data-root", "none"], ["data.root='none'"]),
         (["show", "fedlfw"], ["NAME='fedlfw'", "'fedlwf'"]),
         (["plot", "acuracy", "x"], ["KIND='acuracy'", "'accuracy'"]),
-        (["plot", "matrix", "none"], ["no summary.json in it"]),
+        (["plot", "matrix", "none"], ["DIR='none'", "is no folder"]),
         (["split", "data.name=mnist"], ["mnist"]),
     ],
 )

@@ -70,3 +70,14 @@ def test_spatial_forgetting_is_that_of_the_last_round(tiny: Tiny, tiny_config: C
             alone, together = (alone + hits, together) if holder == "alone" else (alone, together + hits)
         total += len(rows)
     assert result.summary["spatial_forgetting"] == pytest.approx((alone - together) / total, abs=1e-15)
+
+
+def test_right_among_the_best_scores(tiny: Tiny) -> None:
+    """Two of two classes are always right; the model is the same whatever is asked of it."""
+    first, second, all_ = (tiny({"evaluate.top": top, "scenario.tasks": 2}) for top in (1, 2, 10))
+    assert first.summary["model_sha256"] == second.summary["model_sha256"]
+    for row, wider in zip(first.matrix, second.matrix, strict=True):
+        assert all(a is None or a <= b for a, b in zip(row, wider, strict=True))
+    assert first.summary["average_accuracy"] < second.summary["average_accuracy"]
+    assert all_.matrix[-1] == [1.0, 1.0]
+    assert "2 best" in second.summary["accuracy_of"]

@@ -63,6 +63,8 @@ def test_what_compares_tasks_is_undefined_after_the_first(tiny: Tiny) -> None:
         "probes.nearest_mean.forgetting", "probes.knn.forgetting", "probes.linear.forgetting",
         "probes.compatibility.ac", "probes.compatibility.bc", "probes.compatibility.fc", "probes.cka.old",
         "probes.drift.distance", "probes.drift.cosine", "probes.prototypes.error", "probes.prototypes.relative",
+        "probes.clustering.new", "probes.novelty.auroc_softmax", "probes.novelty.fpr95_softmax",
+        "probes.novelty.auroc_energy", "probes.novelty.fpr95_energy",
     }  # fmt: skip
 
 

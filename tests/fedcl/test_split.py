@@ -131,6 +131,7 @@ def test_empty_clients_are_reported_and_warned_of():
         "task 1: 2 clients hold no training image: 2, 3",
         "task 2: 2 clients hold no training image: 2, 3",
         "clients without a training image in any task: 2, 3",
+        "clients that never hold an image of some class (how many classes): 0 (2), 1 (2)",
     ]
 
 
@@ -155,7 +156,9 @@ def test_table_and_summary_of_a_known_split():
     ]
     assert "Warning: task 2: 1 client holds no training image: 2" in table
     data = json.loads(json.dumps(split_summary(split, stream)))
-    assert data["tasks"][1]["classes"][0] == {"position": 2, "class": 1, "name": "1", "clients": [30, 0, 0]}
+    assert data["tasks"][1]["classes"][0] == {
+        "position": 2, "class": 1, "name": "1", "clients": [30, 0, 0], "labelled": [30, 0, 0],
+    }  # fmt: skip
     assert data["tasks"][1]["sizes"] == [30, 30, 0]
     assert data["tasks"][1]["empty"] == [2]
 

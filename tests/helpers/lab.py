@@ -100,6 +100,7 @@ class Lab:
         """What must not depend on interruptions."""
         summary = json.loads((folder / "summary.json").read_text())
         assert summary.pop("wall_seconds") > 0
+        assert summary.pop("measured")["client_seconds"] > 0
         return {
             "summary": summary,
             **{n: (folder / n).read_text() for n in ("accuracy_matrix.csv", "rounds.csv")},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fedcl.federation.bytes import ByteMeter, Group, nbytes, written
+from fedcl.federation.bytes import ByteMeter, Group, nbytes, nfloats, written
 
 if TYPE_CHECKING:
     from fedcl.run import RunResult
@@ -23,6 +23,7 @@ B = {"v": torch.zeros(5, dtype=torch.float64)}  # 40 bytes
 def test_nbytes() -> None:
     assert nbytes(A) == 32
     assert nbytes({"u": torch.zeros(3, dtype=torch.bfloat16), "e": torch.zeros(0)}) == 6
+    assert (nfloats(A), nfloats(B), nfloats({"u": torch.zeros(3, dtype=torch.bfloat16)})) == (6, 5, 3)
 
 
 def test_each_client_pays_once_within_a_scope() -> None:
@@ -52,6 +53,7 @@ def test_the_same_tensor_twice_in_a_message_is_charged_once() -> None:
     assert meter.charge_down([Group("model", "model:1", A), Group("previous", "task:1", dict(A))], [0, 1]) == 64
     # An equal tensor that is another one is charged.
     assert ByteMeter().charge_down([Group("model", "m", A), Group("previous", "t", {"w": A["w"].clone()})], [0]) == 56
+    assert meter.floats_down == 2 * 6
 
 
 def test_what_was_counted_stays_as_it_was() -> None:
@@ -60,7 +62,10 @@ def test_what_was_counted_stays_as_it_was() -> None:
     before = meter.state()
     meter.charge_down([Group("x", "run", A), Group("y", "task:1", B)], [5, 3])
     meter.charge_up(9)
-    assert written(before) == {"up": 0, "down": 144, "held": {"x": ["run", [3, 7]], "y": ["task:0", [3, 7]]}}
+    assert written(before) == {
+        "up": 0, "down": 144, "floats_up": 0, "floats_down": 22, "asked": 0.0,
+        "held": {"x": ["run", [3, 7]], "y": ["task:0", [3, 7]]},
+    }  # fmt: skip
     # A run that goes on from it, in this process or from a checkpoint, charges as the first one did.
     for state in (before, json.loads(json.dumps(written(before)))):
         again = ByteMeter.restore(state)
@@ -79,12 +84,15 @@ def test_a_twin_is_free_only_for_clients_that_get_the_first_in_this_message() ->
 def test_state_round_trip_goes_on_as_before() -> None:
     meter = ByteMeter()
     meter.charge_down([Group("x", "task:0", A)], [3, 1])
-    meter.charge_up(7)
+    meter.charge_up(7, 2)
     again = ByteMeter.restore(meter.state())
     for one in (meter, again):
         assert one.charge_down([Group("x", "task:0", A)], [1, 2]) == 32
     assert again.state() == meter.state()
-    assert again.up == 7
+    assert (again.up, again.floats_up) == (7, 2)
+    assert meter.since({"up": 3, "down": 8, "floats_up": 2, "floats_down": 0}) == {
+        "bytes_up": 4, "bytes_down": meter.down - 8, "floats_up": 0, "floats_down": meter.floats_down,
+    }  # fmt: skip
 
 
 # whole runs: 3 clients that all hold images, 2 tasks of 5 classes, 2 rounds, an mlp 64-8 in float64

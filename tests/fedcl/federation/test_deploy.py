@@ -155,6 +155,7 @@ def test_supernodes_give_the_hashes_of_one_process(site: Site, installed: Path) 
     folders = [site.place / out / "apart" / "seed-0" for out in ("alone", "together")]
     first, second = (json.loads((folder / "summary.json").read_text()) for folder in folders)
     assert first.pop("wall_seconds") < second.pop("wall_seconds")
+    assert all(summary.pop("measured")["peak_bytes"]["node"] > 0 for summary in (first, second))
     assert second == first
     assert "replay on few" in apart.stderr
     assert "task 1/1 done" in apart.stderr

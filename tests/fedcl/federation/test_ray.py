@@ -87,7 +87,7 @@ def pids(folder: Path) -> list[int]:
 
 
 def measured(summary: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in summary.items() if name != "wall_seconds"}
+    return {name: value for name, value in summary.items() if name not in ("wall_seconds", "measured")}
 
 
 def gone(pid: int) -> bool:

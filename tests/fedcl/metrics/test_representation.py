@@ -131,6 +131,20 @@ def test_retrieval(k: int) -> None:
     assert retrieve(tx, ty, tx, ty, torch.arange(60)).recall(1) == recall_at_1(tx, ty, tx, ty, torch.arange(60))
 
 
+@pytest.mark.parametrize("k", [1, 4])
+def test_recall_is_torchmetrics_hit_rate(k: int) -> None:
+    functional = pytest.importorskip("torchmetrics.functional.retrieval")
+    x, y = tensors(*blobs(60, 5, 4, "test"))
+    unit = torch.nn.functional.normalize(x, dim=1)
+    rates = []
+    for i in range(60):
+        others = torch.arange(60) != i
+        hits = y[others] == y[i]
+        if bool(hits.any()):
+            rates.append(float(functional.retrieval_hit_rate(unit[others] @ unit[i], hits, top_k=k)))
+    assert retrieve(x, y, x, y, torch.arange(60), (k,)).recall(k) == pytest.approx(np.mean(rates), abs=1e-12)
+
+
 def test_nothing_to_retrieve_is_undefined() -> None:
     x, y = torch.eye(3), torch.arange(3)
     found = retrieve(x, y, x, y, torch.arange(3))

@@ -28,6 +28,7 @@ COUNTS = [10, 30, 40, 20]
         ("first_last", (0.5 + 0.5 - 0.1) / 3),
         ("max_with_last", (0.6 + 0.5 + 0.0) / 3),
         ("max_all_rows", (0.6 + 0.5 + 0.35) / 3),
+        ("max_all_rows_before_last", (0.6 + 0.5 + 0.35) / 3),
         ("two_back", (0.5 + 0.5) / 3),
         ("over_all_tasks", (0.6 + 0.5 - 0.1) / 4),
         ("relative", (0.6 / 0.9 + 0.5 / 0.7 - 0.1 / 0.5) / 3),
@@ -51,17 +52,20 @@ def test_undefined_columns_are_not_skipped() -> None:
 
 def test_only_the_lower_triangle_is_needed_where_the_definition_says_so() -> None:
     lower = [[v if j <= i else None for j, v in enumerate(row)] for i, row in enumerate(R)]
-    for name in set(fg.FORGETTING) - {"max_all_rows"}:
+    above = {"max_all_rows", "max_all_rows_before_last"}
+    for name in set(fg.FORGETTING) - above:
         assert fg.forgetting_by(name, lower) == fg.forgetting_by(name, R)
-    assert fg.forgetting_by("max_all_rows", lower) is None
+    assert {fg.forgetting_by(name, lower) for name in above} == {None}
 
 
 @given(arrays(np.float64, st.integers(2, 6).map(lambda t: (t, t)), elements=st.floats(0, 1, width=32)))
 def test_the_order_of_the_definitions(r: np.ndarray) -> None:
-    found = {n: fg.forgetting_by(n, r) for n in ("max_before_last", "first_last", "max_with_last", "max_all_rows")}
+    found = {n: fg.forgetting_by(n, r) for n in fg.FORGETTING}
     assert found["first_last"] <= found["max_before_last"] + 1e-12  # type: ignore[operator]
     assert found["max_before_last"] <= found["max_with_last"] + 1e-12  # type: ignore[operator]
     assert 0 <= found["max_with_last"] <= found["max_all_rows"] + 1e-12  # type: ignore[operator]
+    between = found["max_all_rows_before_last"]
+    assert found["max_before_last"] - 1e-12 <= between <= found["max_all_rows"] + 1e-12  # type: ignore[operator]
 
 
 def test_forgetting_of_classes() -> None:

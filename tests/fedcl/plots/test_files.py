@@ -44,7 +44,7 @@ def stream(tasks: int, seed: int = 0) -> np.ndarray:
 def outside(figure: Figure) -> list[str]:
     """Texts of the figure that reach over its edge."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    figure.draw_without_rendering()
     renderer = canvas.get_renderer()
     texts = [figure._suptitle, *(text for legend in figure.legends for text in legend.get_texts())]
     for axes in figure.axes:
@@ -73,7 +73,7 @@ def draw_all(matrix: np.ndarray, folder: Path, title: str) -> list[Path]:
     ]
 
 
-@pytest.mark.parametrize("tasks", [1, 5, 50])
+@pytest.mark.parametrize("tasks", [1, 50])
 def test_nothing_is_clipped(tasks: int, tmp_path: Path, saved: list[Figure]) -> None:
     paths = draw_all(stream(tasks), tmp_path, LONG)
     for path, figure in zip(paths, saved, strict=True):
