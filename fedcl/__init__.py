@@ -16,21 +16,26 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
+    from .callbacks import Callback, Event
+    from .frames import frames
     from .run import RunResult, load, run
     from .strategy import Strategy
 
 __version__ = "0.1.0"
-__all__ = ["RunResult", "Strategy", "__version__", "load", "run"]
+__all__ = ["Callback", "Event", "RunResult", "Strategy", "__version__", "frames", "load", "run"]
 
 # Looked up on first use: torch takes seconds to import, and ``fedcl --help`` must not pay for it.
-_LAZY = {"run": "run", "load": "run", "RunResult": "run", "Strategy": "strategy"}
+_LAZY = {
+    "run": "run", "load": "run", "RunResult": "run", "Strategy": "strategy", "Callback": "callbacks",
+    "Event": "callbacks", "frames": "frames",
+}  # fmt: skip
 
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         # Importing the submodule ``fedcl.run`` binds it here; users call ``fedcl.run(...)``.
-        if name == "run" and isinstance(value, ModuleType):
-            value = value.run
+        if name in ("run", "frames") and isinstance(value, ModuleType):
+            value = getattr(value, name)
         super().__setattr__(name, value)
 
 

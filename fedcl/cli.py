@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from . import __version__
+from . import __version__, cli_plugins
 from .crash import complain, crash_report, stored, usage_text
 from .errors import FedclError, UsageError
 
@@ -28,8 +28,6 @@ app = typer.Typer(
     epilog="First steps: 'fedcl demo', then 'fedcl list presets' and 'fedcl run PRESET key=value ...'.",
 )
 
-PLOTS = {"accuracy": "accuracy.png", "matrix": "matrix.png", "forgetting": "forgetting.png"}
-
 Arguments = Annotated[
     list[str] | None,
     typer.Argument(metavar="[CONFIG|PRESET] [KEY=VALUE]...", help="Settings; without, the default stack."),
@@ -42,7 +40,6 @@ DataRoot = Annotated[str | None, typer.Option(metavar="DIR", help="Datasets; als
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", metavar="FILE.py", help="More strategies; repeatable.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Only JSON on standard output.")]
-RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of finished runs.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -101,6 +98,46 @@ def run(
 
 
 @app.command()
+def sweep(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG|PRESET] [KEY=A,B]...", help="Settings; KEY=A,B takes each value in turn."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0-4", help="Seeds of each variant; also 0,2,7.")] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Runs at a time (default: what fits).")] = None,
+    scheduler: Annotated[str, typer.Option(metavar="local|ray", help="What runs them; ray: engine.address.")] = "local",
+    search: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Search KEY=LOW..HIGH[:log] and KEY=A,B: N trials a method.")
+    ] = None,
+    tune_on: Annotated[
+        str | None, typer.Option(metavar="first:K|stream:SEED", help="What a search may see (default: first:2).")
+    ] = None,
+    out: Out = None,
+    device: Device = None,
+    data_root: DataRoot = None,
+    plugin: Plugins = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run a grid of settings times seeds in parallel; skips what is done, goes on with what is not."""
+    from .sweep import command, prepare, table
+
+    source, overrides = _split_arguments(arguments)
+    pairs = {"output.dir": out, "engine.device": device, "data.root": data_root}
+    options = tuple((key, value) for key, value in pairs.items() if value is not None)
+    plugins = tuple(_load_plugins(plugin))
+    asked = prepare.Asked(source, tuple(overrides), options, plugins, seeds, workers, scheduler, search, tune_on, quiet)
+    if dry_run:
+        planned = command.dry_run(asked)
+        _print_json(planned) if as_json else typer.echo(table.planned_text(planned))
+        return
+    swept = command.sweep(asked)
+    _print_json(swept.as_objects()) if as_json else typer.echo(swept.text)
+    swept.check()
+
+
+@app.command()
 def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of the interrupted run.")],
     data_root: DataRoot = None,
@@ -125,7 +162,7 @@ def list_(
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List strategies, scenarios, partitions, encoders, datasets, presets, protocols or probes."""
+    """List strategies, scenarios, partitions, encoders, datasets, presets, protocols, probes or plots."""
     from .listing import KINDS, rows
 
     if kind not in KINDS:
@@ -208,17 +245,53 @@ def split(
 
 @app.command()
 def plot(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="accuracy, matrix or forgetting.")],
-    run_dirs: RunDirs,
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="See 'fedcl list plots'.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, or folders with runs in them.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to (default: plots/ beside the runs).")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="A,B", help="png, svg, pdf (default: png,svg).")
+    ] = None,
+    by: Annotated[str | None, typer.Option(metavar="A,B", help="Settings that alone tell methods apart.")] = None,
+    method: Annotated[str, typer.Option(metavar="pca|tsne", help="features: how to come to two dimensions.")] = "pca",
+    key: Annotated[str | None, typer.Option(metavar="KEY", help="memory: setting or number on the axis.")] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="In place of the usual title; '' for none.")] = None,
 ) -> None:
-    """Draw one plot of each finished run into its folder."""
-    if kind not in PLOTS:
-        raise UsageError("KIND", kind, f"must be one of {', '.join(PLOTS)}", PLOTS)
-    from .plots import write_run_plots
+    """Draw finished runs: seeds together, methods in one picture where the kind compares them."""
+    from .plots.command import plot_folders
 
-    for folder in run_dirs:
-        written = {path.name: path for path in write_run_plots(folder)}
-        typer.echo(str(written[PLOTS[kind]]))
+    drawn = plot_folders(kind, folders, out=out, formats=format_, by=by, method=method, key=key, title=title)
+    for path in drawn.paths:
+        typer.echo(str(path))
+    for note in drawn.notes:
+        typer.echo(f"fedcl: {note}", err=True)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, or folders with runs in them.")],
+    metric: Annotated[str | None, typer.Option(metavar="A,B", help="Numbers of summary.json to compare.")] = None,
+    by: Annotated[str | None, typer.Option(metavar="A,B", help="Settings that alone tell methods apart.")] = None,
+    baseline: Annotated[str | None, typer.Option(metavar="NAME", help="Test the others against this method.")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="terminal, markdown, latex, csv or json.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here too; the ending says how.")] = None,
+    across_protocols: Annotated[
+        bool, typer.Option("--across-protocols", help="Compare runs of different protocols nevertheless.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods over seeds: intervals, paired tests, ranks, the verdict in words."""
+    from .compare.command import compare_folders
+
+    if as_json and format_ not in (None, "json"):
+        raise UsageError("--format", format_, "cannot be given with --json", ["json"])
+    format_ = "json" if as_json else format_
+    typer.echo(compare_folders(folders, metric, by, baseline, format_, out, across_protocols))
+
+
+app.command()(cli_plugins.check)
+app.command()(cli_plugins.new)
 
 
 @app.command()
@@ -369,6 +442,9 @@ def _print_result(result: RunResult, as_json: bool) -> None:
     from .progress import percent, size
 
     summary = result.summary
+    if summary.get("status") == "stopped":
+        typer.echo(f"stopped: {summary['cause']}; go on with: fedcl resume {result.folder}")
+        return
     keys = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
     rows = [(key.replace("_", " "), percent(summary.get(key))) for key in keys]
     rows += [(f"bytes {way}", size(summary[f"bytes_{way}"])) for way in ("up", "down") if summary.get(f"bytes_{way}")]

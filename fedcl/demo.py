@@ -1,4 +1,4 @@
-"""The first thing a newcomer runs: two strategies on one stream of real digits, one table, one picture."""
+"""The first thing a newcomer runs: two strategies on one stream of real digits, compared and drawn."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from . import config as settings
+from .compare import Comparison, compare
 from .plots import plot_comparison
 from .progress import Progress, percent, size
 from .run import RunResult, execute
+
+METRICS = ("average_accuracy", "forgetting")
+"""What the demo compares."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,9 @@ class DemoResult:
     """What the demo found.
 
     Attributes:
-        summary: ``runs`` (the ``summary.json`` of each), ``picture`` and ``folder``.
-        text: for a terminal: table, picture, what to try next.
+        summary: ``runs`` (the ``summary.json`` of each), ``comparison`` (as ``fedcl compare --json`` prints it),
+            ``picture`` and ``folder``.
+        text: for a terminal: table, comparison, picture, what to try next.
     """
 
     summary: dict[str, Any]
@@ -40,7 +45,7 @@ def fresh(folder: Path) -> Path:
 
 
 def demo(config: settings.Config, *, progress: Progress) -> DemoResult:
-    """Runs finetune and the stack of ``config`` on the same stream and compares them.
+    """Runs finetune and the stack of ``config`` on the same stream, compares them, draws and writes the report.
 
     Args:
         config: the default preset, with the user's seed, device and output directory.
@@ -59,24 +64,60 @@ def demo(config: settings.Config, *, progress: Progress) -> DemoResult:
     who = f"{config.data.name}, {first['num_tasks']} tasks, {first['num_clients']} clients, seed {config.seed}"
     shown = {"finetune": results["finetune"].matrix, "default stack": results["default"].matrix}
     plot_comparison(shown, picture, f"What a new task takes away ({who})", first["test_counts"])
+    compared = compare([folder], METRICS, by=["name"])
     summary = {
         "runs": {name: result.summary for name, result in results.items()},
+        "comparison": compared.as_object(),
         "picture": str(picture),
         "folder": str(folder),
     }
-    return DemoResult(summary, story(config, results, picture, who))
+    return DemoResult(summary, story(config, results, compared, picture, who))
 
 
-def story(config: settings.Config, results: dict[str, RunResult], picture: Path, who: str) -> str:
+def story(
+    config: settings.Config,
+    results: dict[str, RunResult],
+    compared: Comparison,
+    picture: Path,
+    who: str,
+) -> str:
     """The demo's text for a terminal."""
+    folder = picture.parent
+    return "\n".join(
+        [
+            table_of(results, who),
+            "",
+            f"Five clients learned the digits task by task ({config.federation.rounds} rounds each). "
+            "Forgetting is what accuracy on a task loses",
+            "from its best to the end.",
+            "",
+            f"fedcl compare {folder} --by name --metric {','.join(METRICS)}",
+            *(f"  {metric.title}: {pair.words}" for metric in compared.metrics for pair in compared.pairs_of(metric.key)),
+            "  That is all that one seed can say: it shows how large a difference may be, not that another seed has it.",
+            "  The sweep below runs seven seeds, and the comparison then has intervals and tests.",
+            "",
+            f"picture   {picture}",
+            f"results   {results['default'].folder}  (config.yaml, summary.json, accuracy_matrix.csv, plots/)",
+            "",
+            "next      fedcl sweep --seeds 0-6 strategy=finetune,fedlwf,replay  three methods, seven seeds: minutes",
+            "          fedcl compare runs/default --baseline finetune           which differences these seeds show",
+            "          fedcl list strategies                                    'fedcl show fedlwf' explains one",
+        ]
+    )
+
+
+def table_of(results: dict[str, RunResult], who: str) -> str:
+    """A line for each run, for a terminal."""
     table = Table(box=SIMPLE_HEAD, title=who, title_justify="left")
+    table.add_column("name")
     table.add_column("strategy")
     columns = ("accuracy, all classes", "mean over the tasks", "forgetting", "sent", "seconds")
     for column in columns:
         table.add_column(column, justify="right")
-    for result in results.values():
+    for name, result in results.items():
         s = result.summary
         table.add_row(
+            name,
             " + ".join(s["strategy"]),
             percent(s["average_accuracy"]),
             percent(s["average_incremental_accuracy"]),
@@ -85,23 +126,5 @@ def story(config: settings.Config, results: dict[str, RunResult], picture: Path,
             f"{s['wall_seconds']:.1f}",
         )
     out = io.StringIO()
-    Console(file=out, width=110).print(table)
-    stack = results["default"]
-    return "\n".join(
-        [
-            out.getvalue().rstrip(),
-            "",
-            f"Five clients learned the digits task by task ({config.federation.rounds} rounds each). "
-            f"Forgetting is what "
-            "accuracy on a task loses",
-            "from its best to the end. One seed: 'fedcl run seed=1' gives another, and single seeds differ by "
-            "many points.",
-            "",
-            f"picture   {picture}",
-            f"results   {stack.folder}  (config.yaml, summary.json, accuracy_matrix.csv, plots/)",
-            "",
-            "next      fedcl run strategy=replay name=replay   another method on the same stream",
-            "          fedcl run partition.alpha=0.1 name=skew clients that differ more",
-            "          fedcl list strategies                   what there is; 'fedcl show fedlwf' explains one",
-        ]
-    )
+    Console(file=out, width=118).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())

@@ -29,6 +29,9 @@ _PACKAGES = (
     "timm",
 )
 
+SHARE = "FEDCL_CPUS"
+"""Environment variable that a sweep sets for its workers, which share the machine."""
+
 
 def versions() -> dict[str, str | None]:
     """Versions of fedcl and what it stands on, None for what is not installed; imports none of them."""
@@ -63,10 +66,10 @@ def environment() -> dict[str, Any]:
 
 
 def usable_cpus() -> int:
-    """How many logical processors this process may run on."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many logical processors this process may run on, or count as its share of them: ``FEDCL_CPUS``."""
+    here = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    share = os.environ.get(SHARE, "")
+    return min(here, int(share)) if share.isdigit() and int(share) else here
 
 
 def cpu_model() -> str:

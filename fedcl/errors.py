@@ -35,6 +35,12 @@ class UsageError(FedclError):
         super().__init__(f"{key}={value!r}: {allowed.rstrip('.')}.{hint}")
 
 
+class Stopped(FedclError):
+    """A callback asked to stop; a checkpoint was saved."""
+
+    exit_code = 0
+
+
 class Interrupted(FedclError):
     """The user asked to stop; a checkpoint was saved."""
 

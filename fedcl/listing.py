@@ -10,7 +10,7 @@ from .cards import summary_of
 from .errors import UsageError
 from .validation import PROBES
 
-KINDS = (*registry.KINDS, "encoders", "datasets", "presets", "protocols", "probes")
+KINDS = (*registry.KINDS, "encoders", "datasets", "presets", "protocols", "probes", "plots")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ def rows(kind: str, data_root: str | None = None) -> list[Row]:
         return [Row(d.name, list(d.aliases), d.summary, "available" if d.found else "missing") for d in found]
     if kind == "probes":
         return [Row(name, [], summary) for name, summary in PROBES.items()]
+    if kind == "plots":
+        from .plots.catalog import KINDS as PLOTS
+
+        return [Row(p.name, [], p.summary + (f" [{p.needs}]" if p.needs else "")) for p in PLOTS.values()]
     if kind in ("presets", "protocols"):
         return [Row(preset.name, [], preset.summary) for preset in presets.presets(kind=kind)]
     raise UsageError("KIND", kind, f"must be one of {', '.join(KINDS)}", KINDS)

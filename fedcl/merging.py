@@ -29,16 +29,17 @@ def pair(schema: type[Config], text: str) -> tuple[str, Any]:
     key, equals, raw = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", key):
         raise UsageError("override", text, "must be key=value, for example federation.clients=10")
-    hint = _hint(schema, key)
-    if key in ("preset", "protocol") or (hint in (str, str | None) and not raw.startswith(("'", '"'))):
+    kind = hint(schema, key)
+    if key in ("preset", "protocol") or (kind in (str, str | None) and not raw.startswith(("'", '"'))):
         # YAML would read 007 as a number and cut "a #b".
-        return key, None if hint == str | None and raw in ("null", "~") else raw
+        return key, None if kind == str | None and raw in ("null", "~") else raw
     if not raw.strip():
         raise UsageError(key, raw, "has no value; write null for none and [] for an empty list")
     return key, presets.parse(f"value: {raw}", key, raw).get("value")
 
 
-def _hint(schema: type[Config], key: str) -> Any:
+def hint(schema: type[Config], key: str) -> Any:
+    """The type of a dotted key of the schema; Any of a key that it does not know."""
     cls: Any = schema
     for part in key.split("."):
         if not dataclasses.is_dataclass(cls):

@@ -112,6 +112,7 @@ def layers(
         circle = " -> ".join(step.name for step in (*chain[chain.index(path) :], path))
         raise UsageError("presets", path.name, f"presets name each other in a circle: {circle}")
     values = read(path)
+    values.pop("sweep", None)  # what `fedcl sweep` varies; a single run is of the settings around it
     if not protocol and ("card" in values or path.parent.name == "protocols"):
         protocol = path.stem
     yield from below(values, path.parent, search, (*chain, path), str(path), protocol)

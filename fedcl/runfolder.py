@@ -53,11 +53,13 @@ class RunFolder:
     Attributes:
         path: the folder.
         attempt: 1 for a new run, one more for each time it is resumed.
+        last: by the name of an event, the last record of it that this object logged.
     """
 
     def __init__(self, path: Path, lock: int | None, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self._lock = lock
+        self.last: dict[str, Mapping[str, object]] = {}
         self.attempt = last_attempt(path / EVENTS) + (lock is not None)
         self._log = EventLog(path / EVENTS, self.attempt, clock)
 
@@ -133,6 +135,7 @@ class RunFolder:
         if self._lock is None:
             raise RuntimeError(_NOT_OWNED.format(self.path))
         self._log.add(record)
+        self.last[str(record["event"])] = record
 
     def events(self) -> list[dict[str, Any]]:
         """See :func:`fedcl.events.read_events`."""

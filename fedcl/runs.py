@@ -18,19 +18,21 @@ from typing import Any
 from .errors import FedclError, RunFailed, UsageError
 from .events import read_events
 from .runfolder import CONFIG, EVENTS, MATRIX, ROUNDS, SUMMARY
+from .values import one_line
 
-INSIDE = {"checkpoints", "clients", "plots", "plugins"}
+INSIDE = {"checkpoints", "clients", "plots", "plugins", "tensorboard", "wandb"}
 """Folders of a run that hold no runs."""
 
 SAME_RUN = (
     "name", "seed", "output", "engine", "checkpoint", "protocol", "data.root", "data.download", "data.memory_map",
     "evaluate.every", "evaluate.batch_size", "evaluate.personal", "evaluate.probes", "evaluate.probe_samples",
+    "evaluate.features",
 )  # fmt: skip
 """Sections and keys that change neither the method nor the task: where a run lies, how fast it is, what is noted."""
 
 METHOD = (
     "strategy", "options", "plugins", "init", "model", "optimiser", "data.augment", "federation.weighting",
-    "federation.exchange", "federation.batch_size", "federation.drop_last", "federation.batch_min",
+    "federation.exchange", "federation.batch_size", "federation.drop_last", "federation.batch_min", "labels.batch_size",
 )  # fmt: skip
 """Sections and keys that belong to a method. All others are the protocol: images, labels, tasks, who holds what, who
 trains when and for how long, what is tested."""
@@ -199,16 +201,15 @@ def as_run(path: Path) -> Run:
     summary = _summary(folder)
     try:
         from .metrics.io import read_matrix
-        from .presets import read
 
-        config = read(folder / CONFIG)
+        config = _config(folder / CONFIG)
         if not (folder / MATRIX).is_file():
             raise RunFailed(f"there is no {MATRIX}")
         cells = read_matrix(folder / MATRIX).tolist()
     except RunFailed:
         raise
     except FedclError as error:
-        raise RunFailed(f"is damaged: {error}") from error
+        raise RunFailed(f"{MATRIX} is damaged: {one_line(error)}") from error
     if len(cells) != summary["num_tasks"]:
         raise RunFailed(f"{MATRIX} has {len(cells)} tasks, {SUMMARY} has {summary['num_tasks']}")
     matrix = [[None if cell != cell else cell for cell in row] for row in cells]
@@ -239,6 +240,20 @@ def _run_folders(path: Path) -> Iterator[Path]:
         inside[:] = sorted(name for name in inside if name not in INSIDE and not name.startswith("."))
 
 
+def _config(path: Path) -> dict[str, Any]:
+    """The settings of a run. OmegaConf's own reader takes ten times as long, and there may be hundreds of runs."""
+    import yaml  # type: ignore[import-untyped]  # ships no types
+
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_bytes())
+        found = loader.get_single_data()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunFailed(f"{CONFIG} is damaged: {one_line(error)}") from error
+    if not isinstance(found, dict):
+        raise RunFailed(f"{CONFIG} is damaged: it holds no settings")
+    return found
+
+
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     if not path.is_file():
@@ -246,10 +261,10 @@ def _summary(folder: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RunFailed(f"{SUMMARY} is damaged ({error}); `fedcl resume {folder}` writes it again") from error
+        raise RunFailed(f"{SUMMARY} is damaged ({one_line(error)}); `fedcl resume {folder}` writes it again") from error
     status = summary.get("status") if isinstance(summary, dict) else None
     if status != "done":
-        cause = f": {summary['cause']}" if isinstance(summary, dict) and summary.get("cause") else ""
+        cause = f": {' '.join(str(summary['cause']).split())}" if status and summary.get("cause") else ""
         raise RunFailed(f"its status is {status or 'not said'}{cause}")
     kinds = {"name": str, "seed": int, "strategy": list, "num_tasks": int}
     wrong = [key for key, kind in kinds.items() if not isinstance(summary.get(key), kind)]

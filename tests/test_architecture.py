@@ -49,8 +49,8 @@ LONG = {
     "tests/fedcl/bridges/test_flower.py",
     "tests/fedcl/test_config.py",
 }
-# The only files that touch the global generators: the one to keep Avalanche's import from disturbing them.
-GENERATORS = {"fedcl/random.py", "fedcl/bridges/avalanche_import.py"}
+# The only files that touch the global generators: to keep Avalanche's import from disturbing them, and to see who does.
+GENERATORS = {"fedcl/random.py", "fedcl/bridges/avalanche_import.py", "fedcl/check/generators.py"}
 DRAWS = {"bernoulli", "multinomial", "normal", "rand", "randint", "randn", "randperm"}
 
 
