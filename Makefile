@@ -21,7 +21,7 @@ DEV_STAMP := $(VENV)/.fedcl-dev
 TYPES := build/types
 
 help:
-	@echo 'make demo          finetune and the default stack on real digits: a table and a picture'
+	@echo 'make demo          finetune and the default stack on real digits: compared, drawn, reported'
 	@echo 'make test          all tests; ARGS="tests/fedcl -k name" runs some, WORKERS=0 in one process'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make environment   only what the tests and the linters need'

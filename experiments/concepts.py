@@ -13,6 +13,7 @@ from fedcl.plot_style import COLOURS, GREY, INK, PAGE, new_figure, save
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "images" / "concepts.png"
 # Made up, to be read: images of each of the two classes of a task at three clients, and an accuracy matrix.
@@ -38,7 +39,7 @@ def _heading(axes: Axes, text: str, below: str) -> None:
 
 def _stream(axes: Axes) -> None:
     """Tasks from left to right, clients from top to bottom, a bar for each class that a client holds."""
-    _heading(axes, "1  stream and partition", "A task brings classes; each client\nholds its own share of their images.")
+    _heading(axes, "1  stream and partition", "A task brings classes; each client\nholds a share of their images.")
     axes.set(xlim=(-0.9, 3.1), ylim=(3.35, -0.75))
     for task in range(3):
         axes.text(task + 0.5, -0.3, f"task {task + 1}", ha="center")
@@ -85,7 +86,7 @@ def _matrix(axes: Axes) -> None:
             axes.text(j + 0.5, i + 0.5, f"{ACCURACY[i, j]} %", ha="center", va="center")
 
 
-def _box(x: float, y: float, width: float, height: float, colour: str | tuple[float, ...]) -> object:
+def _box(x: float, y: float, width: float, height: float, colour: str | tuple[float, ...]) -> Rectangle:
     from matplotlib.patches import Rectangle
 
     return Rectangle((x, y), width, height, facecolor=colour, edgecolor=INK, linewidth=0.7)

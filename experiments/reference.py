@@ -33,7 +33,7 @@ def pages() -> dict[str, str]:
     }
 
 
-def builtin(kind: str) -> list[dict[str, Any]]:
+def builtin(kind: registry.Kind) -> list[dict[str, Any]]:
     """The cards of what comes with fedcl, by name; plugins that are installed beside it are not of it."""
     classes = [registry.load(kind, name, kind) for name in registry.names(kind)]
     return [card_object(cls) for cls in classes if cls.__module__.startswith("fedcl.")]
@@ -44,8 +44,8 @@ def _strategies() -> Iterator[str]:
     yield "# Strategies\n"
     yield WRITTEN.format("the cards in `strategies/`")
     yield (
-        "\nStrategies stack: `strategy=[fedlwf,supcon]`. `fedcl show NAME` prints the same card with the paper's BibTeX, "
-        "`options.NAME.KEY=VALUE` sets an option. What each adds over its ablation is measured in "
+        "\nStrategies stack: `strategy=[fedlwf,supcon]`. `fedcl show NAME` prints the same card with the paper's "
+        "BibTeX, `options.NAME.KEY=VALUE` sets an option. What each adds over its ablation is measured in "
         "[effects.md](../experiments/results/effects.md). *Certainty* says which parts were read in the paper or in "
         "released code, and which were not.\n"
     )
@@ -84,11 +84,12 @@ def _scenarios() -> Iterator[str]:
     yield "# Scenarios and partitions\n"
     yield WRITTEN.format("the cards in `scenarios/`")
     yield (
-        "\nA scenario (`scenario.name`) turns a data set into a stream of tasks, a partition (`partition.name`) deals each "
-        "task's training images to the clients. [scenarios.md](scenarios.md) compares them and says what else "
+        "\nA scenario (`scenario.name`) turns a data set into a stream of tasks, a partition (`partition.name`) deals "
+        "each task's training images to the clients. [scenarios.md](scenarios.md) compares them and says what else "
         "changes a stream; the default of every key is in [`fedcl/schema.py`](../fedcl/schema.py).\n"
     )
-    for title, kind in (("Scenarios", "scenarios"), ("Partitions", "partitions")):
+    sections: tuple[tuple[str, registry.Kind], ...] = (("Scenarios", "scenarios"), ("Partitions", "partitions"))
+    for title, kind in sections:
         cards = builtin(kind)
         yield f"## {title}\n"
         yield from _table(
@@ -115,10 +116,11 @@ def _protocols() -> Iterator[str]:
     yield "# Reproducing published protocols\n"
     yield WRITTEN.format("the files in `experiments/protocols/`")
     yield (
-        "\nWhat a protocol is, and how to write one: [protocols.md](protocols.md). The command of the table runs the seeds "
-        "that the source reports, with one method as an example: put others in its place, `strategy=finetune,fedlwf` for "
-        "several. `--dry-run` says what would run. The data must be under `--data-root` ([data.md](data.md)). `-small` "
-        "is the same setting cut to minutes on two cores, whose numbers are comparable among themselves only.\n"
+        "\nWhat a protocol is, and how to write one: [protocols.md](protocols.md). The command of the table runs the "
+        "seeds that the source reports, with one method as an example: put others in its place, "
+        "`strategy=finetune,fedlwf` for several. `--dry-run` says what would run. The data must be under "
+        "`--data-root` ([data.md](data.md)). `-small` is the same setting cut to minutes on two cores, whose numbers "
+        "are comparable among themselves only.\n"
     )
     rows = []
     for protocol in found:

@@ -115,14 +115,20 @@ def check_once(config: Config, strategies: Iterable[Strategy], stream: Stream) -
 
 
 def once_notes(config: Config, split: Split) -> list[str]:
-    """One line where some clients have fewer images of a task than there are rounds to spread them over."""
+    """One line where some clients have fewer images of a task to train on than there are rounds to spread them over.
+
+    Those that have none are told of elsewhere.
+    """
     rounds = config.federation.rounds
     if config.federation.passes == "many" or split.rule:
         return []
-    few = sum(len(rows) < rounds for task in split.rows for rows in task)
+    labelled, without = (counts.sum(axis=2) for counts in (split.counts(), split.unlabelled_counts()))
+    usable = np.maximum(labelled, without) if split.self_supervised else labelled
+    few = int(((usable > 0) & (usable < rounds)).sum())
     if not few:
         return []
+    cases = "one case" if few == 1 else f"{few} cases"
     return [
-        f"federation.passes=once: {few} times a client holds fewer images of a task than there are rounds ({rounds}); "
-        "it does not train in the rounds that get none"
+        f"federation.passes=once: in {cases} a client has fewer images of a task to train on than there are rounds "
+        f"({rounds}); it does not train in the rounds that get none"
     ]

@@ -33,12 +33,14 @@ class Plan:
 
     Attributes:
         batches: for each step the sample ids (host) of each source, the client's own stream first.
+        sizes: for each step how many these are.
         dropped: images that an epoch leaves out.
         hidden: the sources whose images have no label.
     """
 
     client: Client
     batches: list[list[Ids]]
+    sizes: list[tuple[int, ...]]
     dropped: int
     hidden: tuple[int, ...] = ()
 
@@ -69,7 +71,7 @@ def make_plan(client: Client, limit: int | None = None) -> Plan:
     sources = extra_sources(client.node.stack, client)
     hidden = hidden_sources(client, [source for source, _ in sources])
     steps = [[own[batch], *(next(b).cpu().numpy() for _, b in sources)] for batch in picked[: client.most_steps(limit)]]
-    return Plan(client, steps, dropped, hidden)
+    return Plan(client, steps, [tuple(map(len, step)) for step in steps], dropped, hidden)
 
 
 def sharing(sizes: Sequence[int], config: Config) -> float:
@@ -86,18 +88,17 @@ def sharing(sizes: Sequence[int], config: Config) -> float:
 
 def schedule_groups(plans: Sequence[Plan], device: torch.device) -> list[list[Group]]:
     """The groups of each step, for plans in order of descending length."""
-    found: list[list[tuple[list[int], list[int], list[Ids]]]] = []
+    found: list[list[tuple[list[int], tuple[int, ...], list[Ids]]]] = []
     alike: list[list[tuple[int, ...]]] = []
     for index in range(len(plans[0].batches) if plans else 0):
-        groups: dict[tuple[tuple[int, ...], ...], tuple[list[int], list[int], list[Ids]]] = {}
+        groups: dict[tuple[tuple[int, ...], ...], tuple[list[int], tuple[int, ...], list[Ids]]] = {}
         for place, one in enumerate(plans):
             if len(one.batches) <= index:
                 break
-            parts = one.batches[index]
-            sizes = [len(part) for part in parts]
-            rows, _, drawn = groups.setdefault((tuple(sizes), one.hidden), ([], sizes, []))
+            sizes = one.sizes[index]
+            rows, _, drawn = groups.setdefault((sizes, one.hidden), ([], sizes, []))
             rows.append(place)
-            drawn += parts
+            drawn += one.batches[index]
         found.append(list(groups.values()))
         alike.append([hidden for _, hidden in groups])
     parts = [part for step in found for rows, _, ids in step for part in (*ids, np.asarray(rows))]
@@ -115,9 +116,8 @@ def schedule_groups(plans: Sequence[Plan], device: torch.device) -> list[list[Gr
             at += count
             if rows[-1] == count - 1:
                 places = slice(0, count)
-            key = tuple(sizes)
-            if key not in sources:
-                sources[key] = torch.repeat_interleave(torch.tensor(key)).to(device)
-            groups_here.append(Group(places, count, ids, sources[key], hidden))
+            if sizes not in sources:
+                sources[sizes] = torch.repeat_interleave(torch.tensor(sizes)).to(device)
+            groups_here.append(Group(places, count, ids, sources[sizes], hidden))
         out.append(groups_here)
     return out

@@ -24,7 +24,7 @@ from .federation.cohort import cohort_there, reach_note
 from .federation.node import Node
 from .federation.store import ClientStore
 from .judging import settle_evaluation
-from .labels import check_learners, masked
+from .labels import as_strategies_see, check_learners, masked
 from .loading import load_stream
 from .models.arrays import buffer_names, initial_arrays, parameter_names
 from .models.model import build_model
@@ -48,7 +48,8 @@ class Experiment:
     Attributes:
         config: with the engine's settings resolved.
         class_names: by original class id.
-        warnings: what the user should know of the split, one line each.
+        warnings: what is odd about the split, one line each.
+        notes: the same in short.
         dataset: name of the images.
         split_sha256: over stream and split, so that a resumed run can tell whether the data changed.
     """
@@ -59,6 +60,7 @@ class Experiment:
     node: Node
     class_names: tuple[str, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
     dataset: str
     split_sha256: str
 
@@ -96,7 +98,7 @@ def build(config: settings.Config) -> Experiment:
         UsageError: settings that are wrong, or do not fit the data or one another.
     """
     from .runtimes.resources import check_runtime, settle_resources
-    from .split import split_warnings
+    from .split_notes import split_notes, split_warnings
 
     check_runtime(config)
     resolved = resolve(config)
@@ -110,15 +112,18 @@ def build(config: settings.Config) -> Experiment:
     check_learners(split, resolved.strategies)
     config = settle_evaluation(config, resolved.scenario, split)
     node = make_node(config, stack, dataset, stream.class_order, split.test_store, split.hidden)
+    seen = as_strategies_see(stream, split)
     for strategy in stack:
         with blame(strategy, "check"):
-            strategy.check(node.config, stream, split)
+            strategy.check(node.config, *seen)
     check_once(config, stack, stream)
-    warnings = misspelt(stack) + once_notes(config, split)
+    common, warned, noted = misspelt(stack) + once_notes(config, split), [], []
     if not any(s.centralised for s in stack):
-        warnings += split_warnings(split, stream, dataset.class_names) + reach_note(config, split)
+        reach = reach_note(config, split)
+        warned = split_warnings(split, stream, dataset.class_names) + reach
+        noted = split_notes(split, stream, dataset.class_names) + reach
     return Experiment(
-        node.config, stream, split, node, dataset.class_names, tuple(warnings), dataset.name,
+        node.config, stream, split, node, dataset.class_names, (*common, *warned), (*common, *noted), dataset.name,
         split_hash(stream, split),
     )  # fmt: skip
 

@@ -169,9 +169,14 @@ def render_card(cls: type[Any]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    from .strategy import Strategy
+    from .stream import Scenario
+
     data = card_object(cls)
     aliases = f" (also {', '.join(data['aliases'])})" if data["aliases"] else ""
-    title = Text(f"{data['name']}{aliases}", style="bold")
+    of_strategy = issubclass(cls, Strategy)
+    kind = "strategy" if of_strategy else "scenario" if issubclass(cls, Scenario) else "partition"
+    title = Text(f"{kind} {data['name']}{aliases}", style="bold")
     parts: list[RenderableType] = [title]
     if data["summary"]:
         parts.append(Text(data["summary"]))
@@ -179,14 +184,16 @@ def render_card(cls: type[Any]) -> RenderableType:
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     for key, value in _facts(data):
-        facts.add_row(Text(key), Text(value))
+        if of_strategy or value != "none":
+            facts.add_row(Text(key), Text(value))
     parts += [Text(""), facts]
-    parts += [Text(""), Text("Options", style="bold")]
-    prefix = f"options.{data['name']}."
-    parts.append(_table(("key", "type", "default", "what it does"), _option_rows(data, prefix), "none"))
-    parts += [Text(""), Text("Leaves a client, beside the shared model", style="bold")]
-    rows = [list(row.values()) for row in data["leaves_client"]]
-    parts.append(_table(("name", "shape", "reduced by", "when"), rows, "nothing"))
+    if of_strategy:
+        parts += [Text(""), Text("Options", style="bold")]
+        prefix = f"options.{data['name']}."
+        parts.append(_table(("key", "type", "default", "what it does"), _option_rows(data, prefix), "none"))
+        parts += [Text(""), Text("Leaves a client, beside the shared model", style="bold")]
+        rows = [list(row.values()) for row in data["leaves_client"]]
+        parts.append(_table(("name", "shape", "reduced by", "when"), rows, "nothing"))
     if data["bibtex"]:
         parts += [Text(""), Text(data["bibtex"])]
     return Group(*parts)

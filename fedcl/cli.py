@@ -190,17 +190,19 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show the card of a strategy, scenario, partition or protocol."""
+    from rich.console import Group
+
     from . import protocols
     from .cards import card_object, render_card
-    from .listing import find_class
+    from .listing import find_classes
 
     _load_plugins(plugin)
     protocol = protocols.find(name)
     if protocol is None:
-        cls = find_class(name)
-        found, drawn = card_object(cls), render_card(cls)
+        classes = find_classes(name)
+        found, drawn = card_object(classes[0]), Group(*map(render_card, classes))
     else:
-        found, drawn = protocol.as_object(), protocols.render(protocol)
+        found, drawn = protocol.as_object(), Group(protocols.render(protocol))
     if as_json:
         _print_json(found)
         return
@@ -247,7 +249,7 @@ def split(
 def plot(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="See 'fedcl list plots'.")],
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, or folders with runs in them.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to (default: plots/ beside the runs).")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to (default: plots/ by the runs).")] = None,
     format_: Annotated[
         str | None, typer.Option("--format", metavar="A,B", help="png, svg, pdf (default: png,svg).")
     ] = None,
@@ -288,6 +290,23 @@ def compare(
         raise UsageError("--format", format_, "cannot be given with --json", ["json"])
     format_ = "json" if as_json else format_
     typer.echo(compare_folders(folders, metric, by, baseline, format_, out, across_protocols))
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, or folders with runs in them.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="HTML file (default: report.html there).")] = None,
+    across_protocols: Annotated[
+        bool, typer.Option("--across-protocols", help="Compare runs of different protocols nevertheless.")
+    ] = False,
+) -> None:
+    """Write one HTML file about a run, or about how several runs compare."""
+    from .report import write_report
+
+    written = write_report(folders, out, across_protocols)
+    typer.echo(written.said())
+    for note in written.notes:
+        typer.echo(f"fedcl: {note}", err=True)
 
 
 app.command()(cli_plugins.check)

@@ -170,7 +170,8 @@ def presence(time: settings.Time, tasks: int, clients: int, seed: int) -> There 
         here = [client for client, is_here in enumerate(row) if is_here]
         if not here:
             given = (time.joining, time.leaving)
-            allowed = f"must leave a client in each task: nobody is there in task {stage + 1}; another seed draws anew"
+            allowed = f"must leave a client in each task: nobody is there in task {stage + 1}"
+            allowed += "" if clients in (late, early) else "; another seed draws anew"
             raise UsageError("time.joining, time.leaving", given, allowed)
         taking = counter.sample(len(here), max(1, nearest(time.participation, len(here))), seed, "time", "takes", stage)
         chosen = {here[place] for place in taking}
@@ -256,8 +257,12 @@ def without_absent(rows: Sequence[Sequence[Ids]], split: Split) -> list[list[Ids
 
 
 def occurring_classes(stream: Stream, stage: Stage) -> Classes:
-    """Label positions that a task exposes or shows among its training images: what it takes to begin with it."""
-    return tuple(sorted({*stage.classes, *np.unique(stream.train_labels[stage.train_ids]).tolist()}))
+    """Label positions that a task exposes or shows among its training images: what it takes to begin with it.
+
+    Classes that no task exposes are not among them: of these clients have images, but never a label.
+    """
+    shown = set(np.unique(stream.train_labels[stage.train_ids]).tolist())
+    return tuple(sorted({*stage.classes, *shown.intersection(stream.known(stream.num_tasks - 1))}))
 
 
 def by_class(stream: Stream) -> bool:

@@ -40,7 +40,7 @@ def add_round(
 
     Args:
         records: None where the run began without any; it stays without.
-        measured: what the nodes reported, merged; ``counted`` holds the FLOPs of a step by shape.
+        measured: what the nodes reported, merged; ``counted`` holds the FLOPs of a step by shape, those that are known.
 
     Returns:
         New records; lists ``clients``, ``steps``, ``flops`` and ``seconds``, one entry a client that took a step,
@@ -80,7 +80,8 @@ def add_task(records: Records | None, meter: Mapping[str, Any]) -> Records | Non
 
 
 def _flops(shapes: Mapping[str, int], counted: Mapping[str, int | None]) -> int | None:
-    found: int | None = _sum([None if counted[n] is None else steps * (counted[n] or 0) for n, steps in shapes.items()])
+    each = [(counted.get(name), steps) for name, steps in shapes.items()]
+    found: int | None = _sum(None if flops is None else steps * flops for flops, steps in each)
     return found
 
 

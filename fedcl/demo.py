@@ -1,4 +1,4 @@
-"""The first thing a newcomer runs: two strategies on one stream of real digits, compared and drawn."""
+"""The first thing a newcomer runs: two strategies on one stream of real digits, compared, drawn and reported."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from . import config as settings
 from .compare import Comparison, compare
 from .plots import plot_comparison
 from .progress import Progress, percent, size
+from .report import Written, write_report
 from .run import RunResult, execute
 
 METRICS = ("average_accuracy", "forgetting")
@@ -27,8 +28,8 @@ class DemoResult:
 
     Attributes:
         summary: ``runs`` (the ``summary.json`` of each), ``comparison`` (as ``fedcl compare --json`` prints it),
-            ``picture`` and ``folder``.
-        text: for a terminal: table, comparison, picture, what to try next.
+            ``picture``, ``report`` and ``folder``.
+        text: for a terminal: table, comparison, picture, report, what to try next.
     """
 
     summary: dict[str, Any]
@@ -65,13 +66,15 @@ def demo(config: settings.Config, *, progress: Progress) -> DemoResult:
     shown = {"finetune": results["finetune"].matrix, "default stack": results["default"].matrix}
     plot_comparison(shown, picture, f"What a new task takes away ({who})", first["test_counts"])
     compared = compare([folder], METRICS, by=["name"])
+    report = write_report([folder])
     summary = {
         "runs": {name: result.summary for name, result in results.items()},
         "comparison": compared.as_object(),
         "picture": str(picture),
+        "report": str(report.path),
         "folder": str(folder),
     }
-    return DemoResult(summary, story(config, results, compared, picture, who))
+    return DemoResult(summary, story(config, results, compared, picture, report, who))
 
 
 def story(
@@ -79,6 +82,7 @@ def story(
     results: dict[str, RunResult],
     compared: Comparison,
     picture: Path,
+    report: Written,
     who: str,
 ) -> str:
     """The demo's text for a terminal."""
@@ -92,15 +96,17 @@ def story(
             "from its best to the end.",
             "",
             f"fedcl compare {folder} --by name --metric {','.join(METRICS)}",
-            *(f"  {metric.title}: {pair.words}" for metric in compared.metrics for pair in compared.pairs_of(metric.key)),
-            "  That is all that one seed can say: it shows how large a difference may be, not that another seed has it.",
+            *(f"  {pair.metric.replace('_', ' ')}: {pair.words}" for pair in compared.pairs),
+            "  That is all that one seed can say: how large a difference may be, not that another seed has it.",
             "  The sweep below runs seven seeds, and the comparison then has intervals and tests.",
             "",
             f"picture   {picture}",
+            f"report    {report.path}  (one page with everything; opens in a browser, needs no network)",
             f"results   {results['default'].folder}  (config.yaml, summary.json, accuracy_matrix.csv, plots/)",
             "",
-            "next      fedcl sweep --seeds 0-6 strategy=finetune,fedlwf,replay  three methods, seven seeds: minutes",
+            "next      fedcl sweep --seeds 0-6 strategy=finetune,fedlwf,replay  three methods, seven seeds; 2 minutes",
             "          fedcl compare runs/default --baseline finetune           which differences these seeds show",
+            "          fedcl report runs/default                                the same as a page, with all plots",
             "          fedcl list strategies                                    'fedcl show fedlwf' explains one",
         ]
     )

@@ -30,6 +30,10 @@ def find_object(text: str, key: str, allowed: str) -> Any:
         sys.path.append(here)
     try:
         found: Any = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise UsageError(key, text, f"{place} fails to import: {failure(error)}") from error
+        raise UsageError(key, text, f"there is no module {error.name}") from error
     except (Exception, SystemExit) as error:
         raise UsageError(key, text, f"{place} fails to import: {failure(error)}") from error
     for part in name.split("."):

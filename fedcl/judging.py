@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import registry
 from . import schema as settings
 from .errors import Interrupted, UsageError
 from .labels import labelled_somewhere
@@ -49,8 +50,9 @@ def settle_evaluation(config: settings.Config, scenario: type[Scenario], split: 
     if predict in PROBED and config.time.order != "common":
         allowed = f"must be common with evaluate.predict={predict}: a probe judges tasks that all have in common"
         raise UsageError("time.order", config.time.order, allowed, ("common",))
-    own = scenario.probes if config.time.order == "common" else ()
-    probes = [*evaluate.probes, *(name for name in own if name not in evaluate.probes)]
+    changed = [registry.load("scenarios", name, "scenario.of") for name in config.scenario.of]
+    own = [name for one in (scenario, *changed) for name in one.probes] if config.time.order == "common" else []
+    probes = list(dict.fromkeys([*evaluate.probes, *own]))
     return replace(config, evaluate=replace(evaluate, predict=predict, probes=probes))
 
 

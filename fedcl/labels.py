@@ -158,6 +158,15 @@ def masked(labels: Ids, hidden: Ids) -> Ids:
     return out
 
 
+def as_strategies_see(stream: Stream, split: Split) -> tuple[Stream, Split]:
+    """Both with :data:`HIDDEN` in the place of the labels that clients do not have."""
+    if not len(split.hidden):
+        return stream, split
+    labels, never = masked(stream.train_labels, split.hidden), split.held_out
+    never = None if never is None else replace(never, train_labels=masked(never.train_labels, split.hidden))
+    return replace(stream, train_labels=labels), replace(split, train_labels=labels, held_out=never)
+
+
 def to_text(hidden: Ids) -> str:
     """Row numbers as text, to go with a message: the bits of a mask, compressed; empty for no rows."""
     if not len(hidden):

@@ -63,19 +63,21 @@ def rows(kind: str, data_root: str | None = None) -> list[Row]:
     raise UsageError("KIND", kind, f"must be one of {', '.join(KINDS)}", KINDS)
 
 
-def find_class(name: str) -> type[Any]:
-    """The strategy, scenario or partition of a name or alias, looked for in this order.
+def find_classes(name: str) -> list[type[Any]]:
+    """The strategy, the scenario and the partition of a name, in this order; without any, that of an alias.
 
     Raises:
         UsageError: there is none, or its module fails to import.
     """
-    for kind in registry.KINDS:
-        if name in registry.names(kind):
-            return registry.load(kind, name, "NAME")
+    found = [registry.load(kind, name, "NAME") for kind in registry.KINDS if name in registry.names(kind)]
     entries = [entry for kind in registry.KINDS for entry in registry.entries(kind)]
-    for entry in entries:
-        if entry.cls is not None and name in getattr(entry.cls, "aliases", ()):
-            return entry.cls
+    if not found:
+        found = [e.cls for e in entries if e.cls is not None and name in getattr(e.cls, "aliases", ())][:1]
+    if found:
+        return found
+    if name in PROBES:
+        allowed = f"this is a probe ({PROBES[name]}): evaluate.probes=[{name}] measures it; see docs/metrics.md"
+        raise UsageError("NAME", name, allowed)
     known = [known for entry in entries for known in (entry.name, *getattr(entry.cls, "aliases", ()))]
     known += [protocol.name for protocol in presets.presets(kind="protocols")]
     broken = "".join(f"; {entry.problem}" for entry in entries if entry.cls is None)

@@ -16,13 +16,13 @@ def own_head(classes: Tensor, labels: Tensor, heads: Tensor) -> Tensor:
 
     Args:
         classes: (C,) or (B, C) bool mask.
-        labels: (B,) int64.
+        labels: (B,) int64; -1 where the label is hidden, and its task with it: then all of ``classes``.
         heads: (C,) int64, the task of each class.
 
-    >>> own_head(torch.tensor([True, True, True]), torch.tensor([2, 0]), torch.tensor([0, 0, 1])).tolist()
-    [[False, False, True], [True, True, False]]
+    >>> own_head(torch.tensor([True, True, True]), torch.tensor([2, 0, -1]), torch.tensor([0, 0, 1])).tolist()
+    [[False, False, True], [True, True, False], [True, True, True]]
     """
-    return classes & (heads == heads[labels][:, None])
+    return classes & ((heads == heads[labels][:, None]) | (labels < 0)[:, None])
 
 
 @lru_cache(maxsize=16)

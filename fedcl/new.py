@@ -51,7 +51,8 @@ def check_name(name: str) -> None:
         UsageError: saying why.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > 50 or keyword.iskeyword(name):
-        raise UsageError("NAME", name, "must be lower case with underscores, as in my_method, and no word of Python")
+        allowed = "must be lower case with underscores, as in my_method, of at most 50 characters and no word of Python"
+        raise UsageError("NAME", name, allowed)
     for entry in registry.entries("strategies"):
         if name in (entry.name, *getattr(entry.cls, "aliases", ())):
             raise UsageError("NAME", name, f"is the name of a strategy of {entry.origin} already")

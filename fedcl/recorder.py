@@ -74,9 +74,10 @@ class Recorder:
         )
 
     def say_warnings(self) -> None:
-        """Tells what is odd about the split."""
-        for text in self.experiment.warnings:
+        """Tells in short what is odd about the split; the details go to the events."""
+        for text in self.experiment.notes:
             self.progress.message(f"note: {text}")
+        for text in self.experiment.warnings:
             self.folder.log({"event": "warning", "message": text})
 
     def begin(self, state: State) -> State:
@@ -129,7 +130,8 @@ class Recorder:
             self.folder.log({"event": "engine", "task": task, "round": round_, **change})
         if not samples:
             records["empty_rounds"] += 1
-            self.progress.message(f"note: task {task + 1}, round {round_ + 1}: no client of the cohort could train")
+            why = "every update came too late" if 0 in measured["stragglers"].values() else "no client could train"
+            self.progress.message(f"note: task {task + 1}, round {round_ + 1}: nothing learned, {why}")
         if measured["own"]:
             records["spatial"] = [*records["spatial"], self.spatial(state, measured["own"])]
         every = self.config.evaluate.every

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .errors import FedclError, RunFailed, UsageError
+from .errors import RunFailed, UsageError
 from .events import read_events
 from .runfolder import CONFIG, EVENTS, MATRIX, ROUNDS, SUMMARY
 from .values import one_line
@@ -208,8 +208,10 @@ def as_run(path: Path) -> Run:
         cells = read_matrix(folder / MATRIX).tolist()
     except RunFailed:
         raise
-    except FedclError as error:
-        raise RunFailed(f"{MATRIX} is damaged: {one_line(error)}") from error
+    except UsageError as error:
+        raise RunFailed(f"{MATRIX} is damaged: {one_line(RunFailed(error.allowed))}") from error
+    if config.get("seed", summary["seed"]) != summary["seed"]:
+        raise RunFailed(f"{CONFIG} has seed {config['seed']}, {SUMMARY} has {summary['seed']}")
     if len(cells) != summary["num_tasks"]:
         raise RunFailed(f"{MATRIX} has {len(cells)} tasks, {SUMMARY} has {summary['num_tasks']}")
     matrix = [[None if cell != cell else cell for cell in row] for row in cells]
@@ -251,6 +253,8 @@ def _config(path: Path) -> dict[str, Any]:
         raise RunFailed(f"{CONFIG} is damaged: {one_line(error)}") from error
     if not isinstance(found, dict):
         raise RunFailed(f"{CONFIG} is damaged: it holds no settings")
+    if not isinstance(found.get("plugins") or [], list):
+        raise RunFailed(f"{CONFIG} is damaged: plugins is no list")
     return found
 
 
@@ -260,14 +264,16 @@ def _summary(folder: Path) -> dict[str, Any]:
         raise RunFailed(f"is not finished (no {SUMMARY}): it still runs, or `fedcl resume {folder}` goes on with it")
     try:
         summary = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFailed(f"{SUMMARY} is damaged ({one_line(error)}); `fedcl resume {folder}` writes it again") from error
     status = summary.get("status") if isinstance(summary, dict) else None
     if status != "done":
         cause = f": {' '.join(str(summary['cause']).split())}" if status and summary.get("cause") else ""
         raise RunFailed(f"its status is {status or 'not said'}{cause}")
     kinds = {"name": str, "seed": int, "strategy": list, "num_tasks": int}
-    wrong = [key for key, kind in kinds.items() if not isinstance(summary.get(key), kind)]
+    wrong = [key for key, kind in kinds.items() if type(summary.get(key)) is not kind]
+    if not wrong and not all(isinstance(name, str) for name in summary["strategy"]):
+        wrong = ["strategy"]
     if wrong:
         raise RunFailed(f"{SUMMARY} has no {', '.join(wrong)}")
     return dict(summary)

@@ -190,6 +190,7 @@ class Evaluate:
     probe_samples: int = 20  # images of a class and task that probes train on, and compare one with another; 0: all
     predict: str = "auto"  # what is accurate: head (the stack's own rule) | knn | linear | nearest_mean (probes) | auto
     top: int = 1  # a test image is right where its class is among this many best scores
+    flops: bool = True  # count the FLOPs of training: one step more for each shape of batch and task
     features: int = 0  # test images whose features are kept after each task, for `fedcl plot features`; 0: none
 
 

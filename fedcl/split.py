@@ -129,7 +129,8 @@ def split_table(split: Split, stream: Stream, class_names: Sequence[str] = ()) -
         lines += [*aligned([[*header, "sum"], *own, *rows]), ""]
     if data["held_out"] is not None:
         sizes = [sum(task) for task in zip(*data["held_out"], strict=True)]
-        lines += [f"Held out, never trained: {len(sizes)} clients with {some_of(sizes)} images in all tasks", ""]
+        clients = "1 client" if len(sizes) == 1 else f"{len(sizes)} clients"
+        lines += [f"Held out, never trained: {clients} with {some_of(sizes)} images in all tasks", ""]
     if split.unlabelled is not None:
         lines += ["Cells: images with a label + images without", ""]
     lines += [f"Warning: {line}" for line in data["warnings"]]
@@ -171,7 +172,7 @@ def split_picture(split: Split, stream: Stream, class_names: Sequence[str], titl
     down = math.ceil(stream.num_tasks / across)
     across = math.ceil(stream.num_tasks / down)
     whose = f" ({split.clients} of {population.clients} clients)" if population.rule else ""
-    whose += f"; {population.held_out.clients} more clients are held out" if population.held_out else ""
+    whose += f"; held out: {population.held_out.clients} more" if population.held_out else ""
     if title is None:
         title = f"{stream.name}: training images by class, client and task{whose}"
     with new_figure(max(0.9 + across * slot, 3.5), 0.6 + down * (height + 0.45), title, []) as figure:

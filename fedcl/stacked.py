@@ -314,6 +314,5 @@ class Training:
             own = self.terms.get(p.hidden, set())
             losses = {n: column[place] / count for n, column in columns.items() if count and n in own}
             mine = {n: row[place] for n, row in rows.items()}
-            shapes = shapes_of((tuple(map(len, batch)) for batch in p.batches), p.hidden)
-            out.append(Trained(mine, count, p.client.samples, p.dropped, losses, shapes))
+            out.append(Trained(mine, count, p.client.samples, p.dropped, losses, shapes_of(p.sizes, p.hidden)))
         return out

@@ -404,7 +404,7 @@ class Strategy:
     # before the run
 
     def check(self, config: Config, stream: Stream, split: Split) -> None:
-        """Raises UsageError where settings, stream or split cannot work with this strategy."""
+        """Raises UsageError where settings, stream or split cannot work with this strategy; hidden labels are -1."""
         return None
 
     def arrange(self, split: list[list[Any]]) -> list[list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
+from .schema import Time
 
 if TYPE_CHECKING:
     from .schema import Config
@@ -17,6 +18,9 @@ def check_time(config: Config) -> None:
         UsageError: naming the key, its value and what is allowed.
     """
     time = config.time
+    for key, order in (("sequence", "asynchronous"), ("classes", "client_specific"), ("shared", "client_specific")):
+        if time.order != order and getattr(time, key) != getattr(Time, key):
+            raise UsageError(f"time.{key}", getattr(time, key), f"is read with time.order={order} only")
     if time.joining + time.leaving > 1:
         allowed = "must add up to at most 1: a client either comes late or leaves early"
         raise UsageError("time.joining, time.leaving", (time.joining, time.leaving), allowed)

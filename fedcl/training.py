@@ -181,14 +181,17 @@ def shapes_of(sizes: Iterable[Shape], hidden: tuple[int, ...]) -> dict[Shape, in
     {(8, -2): 2, (3, -2): 1}
     """
     found = Counter(sizes)
+    if not hidden:
+        return found
     return {tuple(-n if i in hidden else n for i, n in enumerate(size)): steps for size, steps in found.items()}
 
 
-def train_client(client: Client, limit: int | None = None) -> Trained:
+def train_client(client: Client, limit: int | None = None, size: int | None = None) -> Trained:
     """A round of local training of one client.
 
     Args:
         limit: most steps to take, to try a strategy out.
+        size: take only steps on batches of so many of the client's images, to do one again; None: all.
 
     Raises:
         RunFailed: a loss is not finite, or a strategy failed.
@@ -197,7 +200,7 @@ def train_client(client: Client, limit: int | None = None) -> Trained:
     node, header, config = client.node, client.header, client.node.config
     stack, store = node.stack, node.store
     batches, dropped = plan(len(client.primary), config, client.key)
-    batches = batches[: client.most_steps(limit)]
+    batches = [b for b in batches[: client.most_steps(None)] if size in (None, len(b))][:limit]
     params = {n: client.received[n].detach().requires_grad_() for n in node.trainable}
     fixed = {n: a for n, a in client.received.items() if n not in params and n not in node.buffers}
     buffers = {n: client.received[n].clone() for n in node.buffers}

@@ -119,6 +119,7 @@ _INTERVALS: dict[str, tuple[Callable[[float], bool], str]] = {
     "time.leaving": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
     "time.participation": (lambda x: 0 < x <= 1, "must be in (0, 1]"),
     "time.stragglers": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
+    "time.slowdown": (lambda x: x <= 1e6, "must be at most 1000000"),
     "optimiser.momentum": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
     "optimiser.final": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
     "model.dropout": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
@@ -228,6 +229,8 @@ def _check_partition(config: Config) -> None:
     if partition.public > 1 and partition.public != int(partition.public):
         allowed = "must be a whole number of images of each class or a share below 1"
         raise UsageError("partition.public", partition.public, allowed)
+    if not config.labels.public and not config.partition.public:
+        raise UsageError("labels.public", False, "is only read with partition.public")
     if config.labels.count is not None and (config.labels.rate != 1 or config.labels.per != "sample"):
         raise UsageError("labels.count", config.labels.count, "must be null with labels.rate or labels.per=client")
     if not partition.size:

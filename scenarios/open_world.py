@@ -22,7 +22,7 @@ SESSIONS = (
     "scenario.tasks in all). A class's training images stay in the session that first shows it, but for the share "
     "scenario.mixed, which is spread over the later ones, so that every session is a mix. New classes never have a "
     "label: no head has a row for them and no task exposes them. Column j of the accuracy matrix is the j-th part of "
-    "the base classes' test images."
+    "the base classes' test images; held-out training images are cut alike."
 )
 
 
@@ -65,7 +65,9 @@ class OpenWorld(Scenario):
         stream = ClassIncremental().build(data, inner, validation, seed)
         known, count = stream.stages[0].classes, stream.num_tasks
         train = self._sessions(stream, share("scenario.mixed", config.mixed), seed)
-        test = _by_class(stream.test_labels, stream.stages[0].test_ids, count, seed, self.name, "test")
+        first = stream.stages[0]
+        test = _by_class(stream.test_labels, first.test_ids, count, seed, self.name, "test")
+        held = _by_class(stream.train_labels, first.validation_ids, count, seed, self.name, "validation")
         rate, without = self.labelled(config), [np.empty(0, dtype=np.int64)]
         for session, ids in enumerate(train):
             named = np.isin(stream.train_labels[ids], known)
@@ -76,10 +78,9 @@ class OpenWorld(Scenario):
                 without.append(rows[order[int(rate * len(rows) + Fraction(1, 2)) :]])
         stages = tuple(
             replace(
-                stage, classes=known if stage.index == 0 else (), train_ids=ids, test_ids=part,
-                validation_ids=stage.validation_ids if stage.index == 0 else stage.validation_ids[:0],
+                stage, classes=known if stage.index == 0 else (), train_ids=ids, test_ids=part, validation_ids=kept,
             )
-            for stage, ids, part in zip(stream.stages, train, test, strict=True)
+            for stage, ids, part, kept in zip(stream.stages, train, test, held, strict=True)
         )  # fmt: skip
         later = stream.stages[1:]
         unnamed = tuple(np.sort(np.concatenate([getattr(s, n) for s in later])) for n in ("test_ids", "validation_ids"))
@@ -114,4 +115,4 @@ def _by_class(labels: Ids, rows: Ids, parts: int, *stream: object) -> list[Ids]:
         for place, piece in enumerate(evenly(mine, parts, start)):
             found[place].append(piece)
         start = (start + len(mine)) % parts
-    return [np.sort(np.concatenate(part)) for part in found]
+    return [np.sort(np.concatenate([rows[:0], *part])) for part in found]

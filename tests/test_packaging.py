@@ -22,7 +22,7 @@ FOLDERS = {
     "scenarios": "fedcl/scenarios",
     "experiments": "fedcl/experiments",
 }
-DATA = (".json", ".txt", ".yaml", ".typed")
+DATA = (".css", ".html", ".js", ".json", ".txt", ".yaml", ".typed")
 
 # Runs ``python -m fedcl`` and says which files the process imported and opened.
 WATCH = """

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..config import Config
+from ..config import Config, load_config
 from ..errors import UsageError
 from ..merging import pair
 from . import check_strategy
+from .lab import BASE
 from .results import Report, Result
 from .spread import check_spread
 from .target import ALLOWED, find_target, kind_of
@@ -29,6 +30,12 @@ def check_target(target: str, overrides: Sequence[str], only: Sequence[str], tel
     kind = kind_of(cls)
     settings = dict(pair(Config, text) for text in overrides)
     if kind == "strategies":
+        try:
+            load_config({}, {**BASE, **cls.tried_with, **settings})
+        except UsageError as error:
+            # What the user gave wrong is no failure of the strategy.
+            if error.key in settings:
+                raise
         return check_strategy(cls, settings, only, tell)
     if kind is None:
         raise UsageError("TARGET", target, f"{cls.__name__} is no strategy, scenario or partition; {ALLOWED}")

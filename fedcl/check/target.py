@@ -41,7 +41,10 @@ def kind_of(cls: type[Any]) -> registry.Kind | None:
 
 
 def _in_file(text: str, place: str, name: str) -> type[Any]:
-    plugin = registry.add_plugin(place)
+    try:
+        plugin = registry.add_plugin(place)
+    except UsageError as error:
+        raise UsageError("TARGET", text, error.allowed) from error
     found = {registry.load(kind, own).__name__: registry.load(kind, own) for kind, own in plugin.classes}
     if not name and len(found) == 1:
         return next(iter(found.values()))

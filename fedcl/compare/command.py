@@ -37,7 +37,7 @@ def compare_folders(
     chosen = format_name or _format_of(out)
     if chosen not in FORMATS:
         raise UsageError("--format", chosen, f"must be one of {', '.join(FORMATS)}", FORMATS)
-    found = compare(folders, _names(metrics) or DEFAULT, _names(by), baseline, across_protocols)
+    found = compare(folders, DEFAULT if metrics is None else _names(metrics), _names(by), baseline, across_protocols)
     if chosen == "terminal" and out is None and sys.stdout.isatty():
         text = terminal(found, shutil.get_terminal_size().columns)
     else:

@@ -104,7 +104,8 @@ def _metrics(keys: Sequence[str], runs: Sequence[Run]) -> list[Metric]:
     for key in keys:
         unset = any(key in run.summary and run.summary[key] is None for run in runs)
         if key not in there and not unset:
-            raise UsageError("--metric", key, "must be a number in summary.json of these runs", there)
+            allowed = f"must be a number in summary.json of these runs: {', '.join(there)}"
+            raise UsageError("--metric", key, allowed, there)
     if not keys:
         raise UsageError("--metric", "", "must name at least one number in summary.json", there)
     return [metric_of(key) for key in dict.fromkeys(keys)]
@@ -184,10 +185,9 @@ def _notes(
     if differ:
         listed = "; ".join(f"{key} ({' | '.join(map(shown, values))})" for key, values in differ.items())
         notes.append(f"the runs follow different protocols: {listed}")
-    followed = {method.label: {run.summary.get("protocol") for run in method.runs.values()} for method in methods}
+    followed = {m.label: {str(run.summary.get("protocol") or "none") for run in m.runs.values()} for m in methods}
     if len(set().union(*followed.values())) > 1:
-        names = {label: ", ".join(sorted(name or "none" for name in found)) for label, found in followed.items()}
-        listed = "; ".join(f"{label}: {name}" for label, name in names.items())
+        listed = "; ".join(f"{label}: {', '.join(sorted(names))}" for label, names in followed.items())
         notes.append(f"declared protocols: {listed}")
     apart = differing([{key: v for key, v in run.method.items() if not within(key, IN_LABEL)} for run in firsts])
     hidden = {key: values for key, values in apart.items() if not any(key in method.settings for method in methods)}
@@ -204,10 +204,14 @@ def _notes(
             listed = "; ".join(f"{label}: seeds {_seeds(seeds)}" for label, seeds in left.items())
             undefined.setdefault(listed, []).append(metric.key)
     notes += [f"undefined, and left out: {', '.join(keys)} ({listed})" for listed, keys in undefined.items()]
-    return notes + [note for m in metrics for note in _power(m, [pair for pair in pairs if pair.metric == m.key])]
+    weak: dict[str, list[str]] = {}
+    for metric in metrics:
+        for note in _power([pair for pair in pairs if pair.metric == metric.key]):
+            weak.setdefault(note, []).append(metric.key)
+    return notes + [f"{', '.join(keys)}: {note}" for note, keys in weak.items()]
 
 
-def _power(metric: Metric, pairs: Sequence[Pair]) -> list[str]:
+def _power(pairs: Sequence[Pair]) -> list[str]:
     """What the tests of one metric could not have shown, or do not correct for."""
     tested = [pair for pair in pairs if pair.p is not None]
     plain = [pair for pair in pairs if pair.low is not None and pair.p is None and pair.verdict != "identical"]
@@ -216,11 +220,12 @@ def _power(metric: Metric, pairs: Sequence[Pair]) -> list[str]:
     if tested and all(len(tested) * smallest_p(len(pair.seeds)) > alpha for pair in tested):
         seeds = next(n for n in range(1, 99) if len(tested) * smallest_p(n) <= alpha)
         notes.append(
-            f"{metric.key}: with {len(tested)} tests no rank test can show a difference of so few seeds; "
+            f"with {len(tested)} tests no rank test can show a difference of so few seeds; "
             f"{seeds} seeds could, or a --baseline (fewer tests)"
         )
-    if len(plain) > 1:
-        notes.append(f"{metric.key}: the {len(plain)} intervals without a rank test are not corrected for their number")
+    if plain and len(plain) + len(tested) > 1:
+        what = f"the {len(plain)} intervals" if len(plain) > 1 else "the interval"
+        notes.append(f"{what} without a rank test: not corrected for the number of comparisons")
     return notes
 
 

@@ -110,6 +110,8 @@ def cannot_stack(node: Node, call: Call, numbers: list[int]) -> str | None:
     # Those with most images: whoever has no whole batch takes no step that could be compared.
     tried = of_one_task(call, sorted(numbers, key=lambda number: -node.steps_size(call, number)))[:2]
     declared = all(s.stackable for s in node.stack)
+    # Stragglers too late to take a step could not be compared either.
+    call = replace(call, header=replace(call.header, limits=[]))
     try:
         reason = disagreement([node.client(call, number) for number in tried])
     except CannotStack as difference:

@@ -12,7 +12,6 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -79,7 +78,7 @@ class Ledger:
             keys = {key_of(header.task, header.standing(client)[0], shape): shape for shape in shapes}
             work.append([client, seconds, {key: shapes[shape] for key, shape in keys.items()}])
             for key, shape in keys.items():
-                if key not in known:
+                if key not in known and node.config.evaluate.flops:
                     found.setdefault(key, (client, shape))
         return {
             "bytes_up": self.bytes_up, "floats_up": self.floats_up, "peak": [peak], "work": work,
@@ -90,18 +89,15 @@ class Ledger:
 def step_flops(node: Node, call: Call, number: int, shape: Shape) -> tuple[int | None, str]:
     """FLOPs of one training step of a client on a batch of a shape that it had in this call.
 
+    The step starts from what the client started this call with; only the number is kept.
+
     Returns:
         The count and ""; None and the reason where the step cannot be run under the counter.
     """
-    client, own = node.client(call, number), abs(shape[0])
-    labels = client.labels[:own]
-    counts = torch.bincount(labels, minlength=call.header.width)
-    # Without a label of its own, a client's steps are made of its unlabelled images.
-    without = client.unlabelled if len(client.ids) else client.unlabelled[:own]
-    part = replace(client, ids=client.ids[:own], labels=labels, counts=counts, unlabelled=without)
+    client = node.client(call, number)
     try:
         with unchanged(node), FlopCount() as counter:
-            train_client(part, limit=1)
+            train_client(client, limit=1, size=abs(shape[0]))
     except FedclError as error:
         if node.stop():
             raise
@@ -121,6 +117,11 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch 
     """
 
     _whole: ClassVar[set[Any]] = set()  # operations that are not made of others
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch's own switch: training is not compiled, and guarding against it is a third of the time."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -17,6 +17,8 @@ Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
 SAME = 1e-12
 """Numbers that differ by less than this share of the largest are equal: rounding alone must break no tie."""
+TIED = 1e-9
+"""The same for differences of numbers, of which rounding is a larger share: 0.9123 - 0.9122 has 12 digits, not 16."""
 
 
 def mean_of(values: Sequence[float]) -> float:
@@ -157,10 +159,10 @@ def signed_rank_p(differences: Sequence[float]) -> float | None:
     """
     mean_of(differences)
     values = np.array(differences, dtype=np.float64)
-    values = values[np.abs(values) > SAME * np.abs(values).max()]
+    values = values[np.abs(values) > TIED * np.abs(values).max()]
     if not len(values):
         return None
-    sizes = _doubled_ranks(np.abs(values))
+    sizes = _doubled_ranks(np.abs(values), TIED)
     weights = _signed_rank_law(tuple(sorted(sizes.tolist())))
     at = int(sizes[values > 0].sum())
     return float(min(1.0, 2 * min(weights[: at + 1].sum(), weights[at:].sum())))
@@ -206,25 +208,25 @@ def average_ranks(table: Sequence[Sequence[float]]) -> list[float]:
     values = np.array(table, dtype=np.float64)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ValueError(f"needs rows of finite numbers, all of one length; got {list(table)}")
-    ranks: Floats = np.stack([_doubled_ranks(-row) / 2 for row in values]).mean(axis=0)
+    ranks: Floats = np.stack([_doubled_ranks(-row, SAME) / 2 for row in values]).mean(axis=0)
     return [float(rank) for rank in ranks]
 
 
-def constant(values: Sequence[float]) -> bool:
-    """Whether two or more numbers are the same but for rounding.
+def constant(differences: Sequence[float]) -> bool:
+    """Whether two or more differences are the same but for rounding.
 
     >>> constant([0.3 - 0.1, 0.2]), constant([0.2, 0.3]), constant([0.2])
     (True, False, False)
     """
-    largest = max(map(abs, values), default=0.0)
-    return len(values) > 1 and max(values) - min(values) <= SAME * largest
+    largest = max(map(abs, differences), default=0.0)
+    return len(differences) > 1 and max(differences) - min(differences) <= TIED * largest
 
 
-def _doubled_ranks(values: Floats) -> npt.NDArray[np.int64]:
-    """Twice the mean ranks from 1, which are integers; numbers equal but for rounding are ties."""
+def _doubled_ranks(values: Floats, tied: float) -> npt.NDArray[np.int64]:
+    """Twice the mean ranks from 1, which are integers; numbers within the share ``tied`` of the largest are ties."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
-    gap = SAME * float(np.abs(values).max())
+    gap = tied * float(np.abs(values).max())
     group = np.concatenate([[0], np.cumsum(np.diff(ordered) > gap)])
     last = np.cumsum(np.bincount(group))
     first = np.concatenate([[1], last[:-1] + 1])

@@ -110,7 +110,8 @@ class Board:
 
     def left(self) -> float | None:
         """Seconds until all is done, if the rest goes as what was done; None before anything was."""
-        done = sum(1.0 if s.status in ("done", "failed") else s.share for s in self.standings if s.status != "waiting")
+        ended = ("done", "failed", "stopped")
+        done = sum(1.0 if s.status in ended else s.share for s in self.standings if s.status != "waiting")
         spent = self._clock() - self._begun
         return spent / done * (len(self.standings) - done) if done >= 0.05 else None
 
@@ -156,7 +157,8 @@ class LineBoard(Board):
         elif outcome.status == "failed":
             self.message(f"{head}: FAILED: {outcome.cause}")
         else:
-            self.message(f"{point.label}: {outcome.status} at {standing.where}")
+            why = f": {outcome.cause}" if outcome.cause else ""
+            self.message(f"{point.label}: {outcome.status} at {standing.where}{why}")
 
     def changed(self) -> None:
         """See :class:`Board`."""

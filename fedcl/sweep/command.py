@@ -49,6 +49,11 @@ def sweep(asked: Asked) -> Swept:
     """
     prepared = prepare(asked)
     points = prepared.points() if asked.search is None else []
+    planned = None
+    if asked.search is not None:
+        from .search import plan_search
+
+        planned = plan_search(prepared, asked.search, asked.tune_on)
     with locked(prepared.root) as (logs, lock):
         points = [p if p.state == "done" else replace(p, state=state_of(p.folder, p.config)) for p in points]
         board = make_board(asked.quiet, sys.stderr, results)
@@ -58,10 +63,10 @@ def sweep(asked: Asked) -> Swept:
         try:
             board.message(scheduler.title)
             searched = None
-            if asked.search is not None:
+            if planned is not None:
                 from .search import search
 
-                best, searched = search(prepared, asked.search, asked.tune_on, scheduler, board)
+                best, searched = search(prepared, planned, scheduler, board)
                 points = make_points(prepared.loader, best, prepared.seeds, prepared.root)
             outcomes = run_points(points, scheduler, board, prepared.name)
         except Interrupted as stop:

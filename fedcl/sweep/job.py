@@ -16,7 +16,7 @@ from ..progress import QuietProgress, Standing
 if TYPE_CHECKING:
     from .plan import Point
 
-Status = Literal["done", "failed", "interrupted", "waiting"]
+Status = Literal["done", "stopped", "failed", "interrupted", "waiting"]
 Tell = Callable[[Mapping[str, Any]], None]
 
 BETWEEN = 0.2
@@ -48,8 +48,8 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        status: ``waiting`` where it has not been started.
-        cause: of a failure, one line.
+        status: ``stopped`` where a callback asked for it, ``waiting`` where it has not been started.
+        cause: of a failure or a stop, one line.
         peak: the most memory its process ever held, in bytes; 0 where it is not known.
     """
 
@@ -101,7 +101,9 @@ def perform(job: Job, tell: Tell) -> Outcome:
     cause = None
     folder = Path(job.folder)
     try:
-        _run(job, folder, tell)
+        summary = _run(job, folder, tell)
+        if summary["status"] == "stopped":
+            status, cause = "stopped", str(summary["cause"])
     except (Interrupted, KeyboardInterrupt):
         status = "interrupted"
     except FedclError as error:
@@ -113,18 +115,17 @@ def perform(job: Job, tell: Tell) -> Outcome:
     return Outcome(status, cause, peak_memory())
 
 
-def _run(job: Job, folder: Path, tell: Tell) -> None:
+def _run(job: Job, folder: Path, tell: Tell) -> Mapping[str, Any]:
     from ..config import load_config
     from ..run import execute, resume
     from .states import clear_unstarted, write_asked
 
     if job.again:
-        resume(folder, progress=Telling(tell))
-        return
+        return resume(folder, progress=Telling(tell)).summary
     clear_unstarted(folder)
     config = load_config(job.settings)
     write_asked(folder, config)
-    execute(config, progress=Telling(tell))
+    return execute(config, progress=Telling(tell)).summary
 
 
 def peak_memory() -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ..config import Config
 from ..environment import SHARE, usable_cpus
-from ..errors import UsageError
 
 ESTIMATE = 1500 * 2**20
 """Bytes that a run is taken to need before one has ended; a small one with torch and Avalanche holds about 1 GB."""
@@ -68,15 +67,10 @@ def make_room(workers: int | None, runs: int, config: Config) -> Room:
     worker for each, unless the user asks for more.
 
     Args:
-        workers: as asked for, or None.
+        workers: as asked for, at least 1, or None.
         runs: how many there are to do.
         config: of the first run; the others are taken to be alike.
-
-    Raises:
-        UsageError: ``workers`` is not at least 1.
     """
-    if workers is not None and workers < 1:
-        raise UsageError("--workers", workers, "must be at least 1")
     cpus, engine = usable_cpus(), config.engine
     gpus = visible_gpus() if engine.device in ("auto", "cuda") else ()
     if workers is None:

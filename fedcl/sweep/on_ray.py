@@ -40,8 +40,6 @@ class Cluster:
         if find_spec("ray") is None:
             allowed = "Ray is not installed; it comes with the extra: pip install 'fedcl-sim[ray]'"
             raise UsageError("--scheduler", "ray", allowed)
-        if workers is not None and workers < 1:
-            raise UsageError("--workers", workers, "must be at least 1")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 

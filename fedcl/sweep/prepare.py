@@ -94,6 +94,8 @@ def prepare(asked: Asked) -> Prepared:
     """
     if asked.scheduler not in SCHEDULERS:
         raise UsageError("--scheduler", asked.scheduler, f"must be one of {', '.join(SCHEDULERS)}", SCHEDULERS)
+    if asked.workers is not None and asked.workers < 1:
+        raise UsageError("--workers", asked.workers, "must be at least 1")
     if asked.search is not None and find_spec("optuna") is None:
         allowed = "optuna is not installed; it comes with the extra: pip install 'fedcl-sim[search]'"
         raise UsageError("--search", asked.search, allowed)

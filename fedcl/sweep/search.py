@@ -16,12 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from ..config import Config
 from ..errors import Interrupted, UsageError
 from ..events import read_events
 from ..files import to_json, write_atomic
-from ..resolve import anchored
+from ..loading import load_images
+from ..resolve import anchored, resolve
 from ..runfolder import EVENTS
+from ..stream import DatasetLabels, Stage, Stream
 from .board import Board
 from .grid import Axis, Range, Settings
 from .job import Outcome
@@ -34,6 +39,7 @@ from .states import state_of
 from .trials import Ask, Method, Trial, ask, make_method
 
 if TYPE_CHECKING:
+    from ..data.store import Dataset
     from .prepare import Prepared
 
 TOGETHER = 4
@@ -69,32 +75,101 @@ class Rule:
         return f"validation images of the first {tasks} of the stream of seed {self.seed}"
 
 
-def parse_rule(text: str | None, seeds: Sequence[int], base: Config) -> Rule:
+def parse_rule(text: str | None, seeds: Sequence[int]) -> Rule:
     """What ``--tune-on`` says; ``first:2`` without it.
 
     Raises:
-        UsageError: it says nothing of sense, or what a trial would see is all that the final runs see.
+        UsageError: it says nothing of sense, or names the seed of a final run.
     """
     kind, colon, raw = (text or "first:2").partition(":")
     allowed = "must be first:K (the first K tasks) or stream:SEED (another stream)"
     if kind not in ("first", "stream") or not colon or not (raw.isascii() and raw.isdigit()):
         raise UsageError("--tune-on", text, allowed, ("first:2",))
-    scenario, value = base.scenario, int(raw)
-    if kind == "stream":
-        if value in seeds:
-            raise UsageError("--tune-on", text, f"must be a seed that no final run has: they have {_some(seeds)}")
-        if scenario.order != "random" and scenario.name == "class_incremental":
-            why = f"must be first:K: with scenario.order={scenario.order} every seed has the same tasks"
-            raise UsageError("--tune-on", text, why)
-        return Rule(None, value)
-    known = scenario.first or (scenario.tasks if scenario.increment is None and scenario.base is None else math.inf)
-    if not 1 <= value < known:
-        raise UsageError("--tune-on", text, f"must be at least first:1 and fewer tasks than the stream has, {known}")
-    return Rule(value, seeds[0])
+    value = int(raw)
+    if kind == "first":
+        return Rule(value, seeds[0])
+    if value in seeds:
+        raise UsageError("--tune-on", text, f"must be a seed that no final run has: they have {_some(seeds)}")
+    return Rule(None, value)
+
+
+def check_apart(rule: Rule, config: Config) -> None:
+    """Refuses a rule by which a trial would see all tasks of the stream that the final runs are tested on.
+
+    Args:
+        rule: what trials see.
+        config: of a final run.
+
+    Raises:
+        UsageError: as said, or the stream cannot be built.
+    """
+    dataset, stream = load_tasks(config)
+    if rule.first is not None:
+        if not 1 <= rule.first < stream.num_tasks:
+            allowed = f"must be at least first:1 and fewer tasks than the stream has, {stream.num_tasks}"
+            raise UsageError("--tune-on", f"first:{rule.first}", allowed)
+        return
+    other_data, other = load_tasks(replace(config, seed=rule.seed))
+    if stream.num_tasks == other.num_tasks and all(
+        same_task(dataset, one, other_data, two) for one, two in zip(stream.stages, other.stages, strict=True)
+    ):
+        allowed = f"must be first:K: with these settings of {config.scenario.name} every seed has the same tasks"
+        raise UsageError("--tune-on", f"stream:{rule.seed}", allowed)
+
+
+def same_task(dataset: Dataset, task: Stage, other_data: Dataset, other: Stage) -> bool:
+    """Whether two tasks have the same images; one stands for all where a scenario changes pixels."""
+    rows = np.union1d(task.train_ids, task.validation_ids)
+    if not np.array_equal(rows, np.union1d(other.train_ids, other.validation_ids)):
+        return False
+    one = torch.from_numpy(rows[:1])
+    return torch.equal(dataset.train.gather(one), other_data.train.gather(one))
+
+
+def load_tasks(config: Config) -> tuple[Dataset, Stream]:
+    """The images and the stream of tasks of a run, which nobody holds yet."""
+    scenario = resolve(config).scenario()
+    dataset = load_images(config, scenario, "cpu")
+    stream = scenario.build(DatasetLabels.of(dataset), config.scenario, config.data.validation, config.seed)
+    return dataset, replace(stream, stages=stream.stages[: config.scenario.first])
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A search that is checked and ready.
+
+    Attributes:
+        trials: of each method.
+        rule: what a trial may see.
+        methods: what is searched for each.
+    """
+
+    trials: int
+    rule: Rule
+    methods: list[Method]
+
+
+def plan_search(prepared: Prepared, trials: int, tune_on: str | None) -> Planned:
+    """What is to be searched for each method, by which rule; checked before anything runs or is written.
+
+    Raises:
+        UsageError: there is nothing to search, or nothing that trials could be judged by.
+    """
+    rule = parse_rule(tune_on, prepared.seeds)
+    if prepared.base.data.validation == 0:
+        raise UsageError("data.validation", 0.0, "must be above 0 for a search: it is what trials are judged on")
+    space: list[Axis | Range] = [axis for axis in prepared.request.axes if axis.key not in METHODS]
+    space += prepared.request.ranges
+    if not space:
+        raise UsageError("--search", trials, "has nothing to search: give KEY=LOW..HIGH[:log] or KEY=A,B")
+    for variant in prepared.variants:
+        check_apart(rule, prepared.loader.load(variant.settings, {"seed": prepared.seeds[0]}, variant.leave_out))
+    methods = [make_method(prepared.loader, variant, space, rule.seed) for variant in prepared.variants]
+    return Planned(trials, rule, methods)
 
 
 def search(
-    prepared: Prepared, trials: int, tune_on: str | None, scheduler: Scheduler, board: Board
+    prepared: Prepared, planned: Planned, scheduler: Scheduler, board: Board
 ) -> tuple[list[Variant], dict[str, Any]]:
     """Searches for each method, and writes ``search.json``.
 
@@ -102,18 +177,10 @@ def search(
         The methods with their best settings, to be run on the full stream, and the content of ``search.json``.
 
     Raises:
-        UsageError: optuna is not installed, or there is nothing to search.
         RunFailed: all trials of a method failed.
         Interrupted: by Ctrl-C; calling again goes on.
     """
-    rule = parse_rule(tune_on, prepared.seeds, prepared.base)
-    if prepared.base.data.validation == 0:
-        raise UsageError("data.validation", 0.0, "must be above 0 for a search: it is what trials are judged on")
-    space: list[Axis | Range] = [axis for axis in prepared.request.axes if axis.key not in METHODS]
-    space += prepared.request.ranges
-    if not space:
-        raise UsageError("--search", trials, "has nothing to search: give KEY=LOW..HIGH[:log] or KEY=A,B")
-    methods = [make_method(prepared.loader, variant, space, rule.seed) for variant in prepared.variants]
+    trials, rule, methods = planned.trials, planned.rule, planned.methods
     place = prepared.root / PRIVATE / "search"
     board.message(f"{prepared.name}: {trials} trials of each of {len(methods)} methods, judged by {rule.words}")
     while asked := [pair for method in methods for pair in group(method, trials)]:

@@ -61,15 +61,15 @@ class Swept:
 
     @property
     def text(self) -> str:
-        """For a terminal: a table of the variants, the failures, what to do next."""
+        """For a terminal: a table of the variants, what failed or was stopped, what to do next."""
         lines = [table(self.name, self.points, self.outcomes)]
-        failed = self.failed
-        for point, outcome in failed:
-            lines.append(f"failed    {point.label}: {outcome.cause}")
+        for point, outcome in zip(self.points, self.outcomes, strict=True):
+            if outcome.status in ("failed", "stopped"):
+                lines.append(f"{outcome.status:<9} {point.label}: {outcome.cause}")
         if self.searched is not None:
             lines += search_lines(self.searched, self.root)
         lines.append(f"results   {self.root}")
-        if len(failed) < len(self.points):
+        if any(outcome.status == "done" for outcome in self.outcomes):
             lines.append(f"next      fedcl compare {shlex.quote(str(self.root))}")
             lines.append(f"          fedcl report {shlex.quote(str(self.root))}")
         return "\n".join(lines)

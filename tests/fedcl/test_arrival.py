@@ -268,8 +268,21 @@ def test_what_does_not_fit_is_refused_in_one_line(tiny_config: Configure, settin
 def test_clients_with_fewer_images_than_rounds_are_named(tiny: Run, tiny_config: Configure) -> None:
     settings = {**ONCE, "federation.rounds": 30, "partition.name": "iid"}
     noted = build(tiny_config(settings)).warnings
-    assert any("6 times a client holds fewer images of a task than there are rounds (30)" in text for text in noted)
+    assert any("in 6 cases a client has fewer images of a task to train on" in text for text in noted)
     assert tiny(settings).summary["empty_rounds"] == 2 * (30 - 20)
+
+
+def test_only_images_that_a_client_can_train_on_fill_its_rounds(tiny_config: Configure) -> None:
+    """Twenty images of each client and task, four of them labelled, in ten rounds."""
+    settings = {**ONCE, "federation.rounds": 10, "partition.name": "iid", "labels.rate": 0.2}
+    told = {
+        stack: [text for text in build(tiny_config({**settings, "strategy": [stack]})).warnings if "passes" in text]
+        for stack in ("finetune", "simclr")
+    }
+    assert [text.split(" a client")[0] for text in told["finetune"]] == ["federation.passes=once: in 6 cases"]
+    assert not told["simclr"]  # it learns from the others, too
+    none = build(tiny_config({**settings, "labels.rate": 0.0, "strategy": ["simclr"]})).warnings
+    assert not any("passes" in text for text in none)
 
 
 def test_the_order_of_a_fading_stream_is_its_own(tiny: Run, tiny_config: Configure) -> None:

@@ -202,13 +202,15 @@ def test_callbacks_by_dotted_name(module: str, tiny_config: Make) -> None:
     ("name", "said"),
     [
         ("own_callbacks:sea", "has no 'sea'. Did you mean 'own_callbacks:see'?"),
-        ("own_callback:see", "own_callback fails to import: ModuleNotFoundError"),
+        ("own_callback:see", "there is no module own_callback."),
+        ("needs_more:see", "needs_more fails to import: ModuleNotFoundError: No module named 'nowhere'"),
         ("own_callbacks", "must be the dotted name of a function"),
         ("own_callbacks:number", "must be the dotted name of a function"),
         ("own_callbacks:Unmakeable", "cannot be made: TypeError"),
     ],
 )
 def test_wrong_names_are_refused_before_anything_runs(name: str, said: str, module: str, tiny_config: Make) -> None:
+    Path("needs_more.py").write_text("import nowhere\n")
     config = tiny_config({"output.callbacks": [name]})
     with pytest.raises(UsageError, match=r"^output.callbacks=") as caught:
         execute(config, progress=QuietProgress())

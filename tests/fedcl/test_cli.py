@@ -127,8 +127,21 @@ def test_show_has_the_contracts_form(command: Any) -> None:
     assert weight["type"] == "float"
     assert weight["default"] == 3.0
     assert weight["description"]
-    for name in ("class_incremental", "dirichlet"):
-        assert command("show", name)[0] == 0
+    for name, kind in {"class_incremental": "scenario", "dirichlet": "partition", "fedlwf": "strategy"}.items():
+        code, out, _ = command("show", name)
+        assert (code, out.split()[:2]) == (0, [kind, name])
+        assert ("Leaves a client" in out) is (kind == "strategy")
+
+
+def test_show_of_a_name_that_two_have_shows_both(command: Any) -> None:
+    out = command("show", "joint")[1]
+    assert [x for x in out.splitlines() if x.endswith(" joint")] == ["strategy joint", "scenario joint"]
+
+
+def test_show_of_a_probe_says_how_to_ask_for_it(command: Any) -> None:
+    code, _, err = command("show", "novelty")
+    assert code == 2
+    assert "evaluate.probes=[novelty]" in err
 
 
 def test_texts_of_a_plugin_are_not_read_as_markup(command: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from fedcl.errors import UsageError
 from fedcl.partitioning import partition_stream
 from fedcl.scenarios.partitions.iid import IID
 from fedcl.split import split_summary, split_table, split_warnings
+from fedcl.split_notes import split_notes
 from fedcl.stream import Split, Stage, Stream
 
 quick = hypothesis_settings(max_examples=60, deadline=None)
@@ -215,7 +216,7 @@ def test_the_same_seed_is_the_same_schedule_on_every_machine(kind: str) -> None:
 REFUSED = {
     "more than there are": (settings.Time(start=3, growth=2), 5, 4, "must not lead to 9 clients in task 4"),
     "one task": (settings.Time(joining=0.5), 5, 1, "time.joining=0.5: must be 0 in a stream of one task"),
-    "nobody": (settings.Time(joining=1.0), 2, 2, "nobody is there in task 1"),
+    "nobody": (settings.Time(joining=1.0), 2, 2, r"nobody is there in task 1\.?$"),
 }
 
 
@@ -260,4 +261,9 @@ def test_who_holds_nothing_new_and_who_never_sees_a_class() -> None:
     lines = split_warnings(split, stream)
     assert "task 2: 1 client holds images, but none of a new class: 0" in lines
     assert "clients that never hold an image of some class (how many classes): 0 (1), 1 (1)" in lines
+    assert split_notes(split, stream) == [
+        "of 2 clients 1 without a new class in some task, 2 without a training image of some class in any task; "
+        "see `fedcl split`"
+    ]
     assert split_warnings(dealt(stream_of(2), 2, 0), stream_of(2)) == []
+    assert split_notes(dealt(stream_of(2), 2, 0), stream_of(2)) == []

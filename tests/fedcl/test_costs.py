@@ -60,6 +60,41 @@ def test_flops_are_those_of_matrix_products(tiny: Tiny, path: str) -> None:
     assert found["flops_per_client_round"] == {"mean": total / 12, "max": max(max(e["flops"]) for e in rounds)}
 
 
+def test_a_step_is_done_again_with_all_that_it_was_made_of(tiny: Tiny, plugin: Any) -> None:
+    settings = plugin(
+        """
+        def sources(self, ctx):
+            return [Source(ctx.ids[:7], 7)]
+        def loss(self, step):
+            SEEN.append((len(step.x), int(step.counts.sum())))
+            return {}
+        """
+    )
+    result = tiny({**settings, "federation.rounds": 1, "scenario.tasks": 1, "federation.batch_size": 16})
+    sizes = held_by(result, 0)
+    assert any(0 < n % 16 < 7 for n in sizes)  # a batch with fewer images of the client than of the source
+    # The head has no bias to multiply: a step costs its images, wherever they come from.
+    expected = [step_by_hand(n + 7 * -(-n // 16), 10) for n in sizes]
+    assert events(result.folder, "costs")[0]["flops"] == expected
+    assert {count for _, count in plugin.seen(settings)} == set(sizes)
+
+
+def test_counting_can_be_left_out(tiny: Tiny, plugin: Any) -> None:
+    settings = plugin(
+        """
+        def loss(self, step):
+            SEEN.append(1)
+            return {}
+        """
+    )
+    result = tiny({**settings, "evaluate.flops": False})
+    rounds = events(result.folder, "costs")
+    assert len(plugin.seen(settings)) == sum(sum(e["steps"]) for e in rounds) > 0
+    assert all(set(e["flops"]) == {None} for e in rounds)
+    assert {"costs.flops", "costs.flops_per_client_round.max"} <= set(result.summary["undefined"])
+    assert not any("FLOPs" in e["message"] for e in events(result.folder, "warning"))
+
+
 def test_an_operation_counts_what_pytorch_s_own_counter_says() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -213,6 +213,7 @@ def test_masked_labels():
         ({"labels.count": 3, "labels.rate": 0.5}, "must be null with labels.rate or labels.per=client"),
         ({"labels.count": 3, "labels.per": "client"}, "must be null with labels.rate or labels.per=client"),
         ({"evaluate.predict": "nearest"}, "must be one of auto, head, knn, linear, nearest_mean"),
+        ({"labels.public": False}, "is only read with partition.public"),
         ({"partition.public": 2.5}, "whole number of images of each class or a share below 1"),
     ],
 )  # fmt: skip

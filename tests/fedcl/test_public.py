@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -42,7 +42,12 @@ def stream_of(each: list[int], tasks: int = 2, again: bool = False) -> Stream:
 )  # fmt: skip
 def test_the_servers_images_and_the_clients_are_the_streams(each, amount, clients, seed, again):
     stream = stream_of(each, again=again)
-    left, public = set_aside(stream, amount, seed)
+    try:
+        left, public = set_aside(stream, amount, seed)
+    except UsageError as error:  # what is left of a class in the task that shows it again
+        if not (again and "in task 2" in str(error)):
+            raise
+        reject()
     split = partition_stream(left, Dirichlet(), settings.Partition(name="dirichlet"), clients, seed)
     servers = set(np.concatenate(public).tolist())
     assert len(servers) == sum(map(len, public))

@@ -104,6 +104,11 @@ BREAKS = {
     "failed": (lambda f: edit(f, status="failed", cause="the loss\nis not finite"), "failed: the loss is not finite"),
     "interrupted": (lambda f: edit(f, status="interrupted"), "its status is interrupted"),
     "no seed": (lambda f: edit(f, seed=None), "has no seed"),
+    "seed of another run": (lambda f: edit(f, seed=1), "config.yaml has seed 0, summary.json has 1"),
+    "seed is true": (lambda f: edit(f, seed=True), "has no seed"),
+    "strategy of numbers": (lambda f: edit(f, strategy=[1]), "has no strategy"),
+    "nested summary": (lambda f: (f / "summary.json").write_text("[" * 9999), "summary.json is damaged"),
+    "plugins is a number": (lambda f: (f / "config.yaml").write_text("plugins: 3\n"), "plugins is no list"),
     "strategy is text": (lambda f: edit(f, strategy="finetune"), "has no strategy"),
 }
 

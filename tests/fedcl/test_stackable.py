@@ -154,6 +154,12 @@ def test_a_strategy_that_says_it_can_be_stacked_but_cannot(body: str, plugin: An
     assert caught.value.exit_code == 1
 
 
+def test_stragglers_that_take_no_step_are_tried_out_all_the_same(plugin: Any, tiny_config: TinyConfig) -> None:
+    late = {"time.stragglers": 1.0, "time.straggler_policy": "drop", "partition.name": "iid", "federation.rounds": 1}
+    run = execute(tiny_config(plugin(COUNTING, **late, **{"engine.path": "stacked"})), progress=QuietProgress())
+    assert [(c["path"], c["task"]) for c in events(run, "engine")] == [("sequential", 0)]
+
+
 def test_a_resumed_run_stays_one_by_one(plugin: Any, tiny_config: TinyConfig, children: Any) -> None:
     settings = plugin(MASK, **{"engine.path": "stacked", "federation.rounds": 3, "checkpoint.every": 1})
     whole = execute(tiny_config(settings), progress=QuietProgress())

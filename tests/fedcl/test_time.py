@@ -183,6 +183,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "known tasks": ({**ASYNCHRONOUS, "scenario.name": "task_incremental"}, "must be common with .*task_incremental"),
     "least size": ({**OWN, "partition.min_size": 1}, r"partition\.min_size=1: must be 0 with time\.order=client_spec"),
     "speed": ({"time.slowdown": 0.5}, r"time\.slowdown=0\.5: must be at least 1"),
+    "too slow": ({"time.stragglers": 0.5, "time.slowdown": 1e308}, r"time\.slowdown=.*: must be at most 1000000"),
+    "a sequence in step": ({"time.sequence": "lagged"}, "'lagged': is read with time.order=asynchronous only"),
+    "shared in step": ({"time.shared": 0.5}, "is read with time.order=client_specific only"),
+    "classes of own orders": ({**ASYNCHRONOUS, "time.classes": 3}, "is read with time.order=client_specific only"),
     "an order": ({"time.order": "async"}, "must be one of common, asynchronous, client_specific"),
 }
 
@@ -236,3 +240,13 @@ def test_streams_without_new_classes_and_with_shared_ones(tiny: Tiny) -> None:
     assert blurry.summary["forward_transfer"] is None
     assert "forward_transfer" in blurry.summary["undefined"]
     assert sum(blurry.summary["test_counts"]) == 3 * 30  # whatever the order, each class is first met once
+
+
+def test_classes_without_any_label_are_known_to_nobody(tiny_config: TinyConfig) -> None:
+    more = {**ASYNCHRONOUS, "scenario.name": "open_world", "scenario.base": 6, "scenario.tasks": 3}
+    split = build(tiny_config(more)).split
+    assert split.own_clocks is not None
+    assert split.counts()[:, :, :6].any(axis=(0, 1)).all()
+    assert split.unlabelled_counts()[:, :, 6:].any()
+    places = [(stage, client) for stage in range(3) for client in range(split.clients)]
+    assert {split.own_clocks.known(*place) for place in places} == {tuple(range(6))}

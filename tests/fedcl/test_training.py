@@ -149,7 +149,7 @@ def test_draws_differ_between_clients_tasks_rounds_steps_and_tags_and_repeat_wit
             return {}
         """
     )
-    tiny(settings)
+    tiny({**settings, "evaluate.flops": False})  # a step that is done again draws the same
     assert len(plugin.seen(settings)) > 20
     assert len(set(plugin.seen(settings))) == len(plugin.seen(settings))
 

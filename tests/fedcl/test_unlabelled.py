@@ -42,6 +42,10 @@ def note(self, hook, y, batch=None, ctx=None):
         SEEN.append((hook + " own", ctx.labels.tolist(), None))
         SEEN.append((hook + " counts", [int(ctx.counts.sum())], [len(ctx.ids)]))
 
+def check(self, config, stream, split):
+    SEEN.append(("check store", stream.train_labels[split.hidden].tolist(), None))
+    SEEN.append(("check store", split.train_labels[split.hidden].tolist(), None))
+
 def sources(self, ctx):
     self.note("sources", ctx.labels, ctx=ctx)
     return []
@@ -94,7 +98,7 @@ def test_no_hook_sees_a_hidden_label(how: str, labels: dict[str, Any], tiny: Tin
         elif not hook.endswith("counts"):
             assert -1 not in found[hook]
     assert all(a == b for h, a, b in noted if h.endswith("counts"))
-    assert found["sources store"] == {-1}
+    assert found["sources store"] == found["check store"] == {-1}
     labelled = [sum(len(ids) for ids in task) for task in build_again(result).split.rows]
     assert [ys[0] for hook, ys, _ in noted if hook == "holders"] == labelled
 

@@ -57,7 +57,10 @@ def test_roles(base, mixed, labelled, validation, seed):
     assert stream.unnamed[0].tolist() == np.flatnonzero(stream.test_labels >= base).tolist()
     assert (stream.train_labels[stream.unnamed[1]] >= base).all()
     assert len(stream.unnamed[1]) == (8 - base) * (24 - kept)
-    assert (stream.train_labels[stream.stages[0].validation_ids] < base).all()
+    held = [stage.validation_ids for stage in stream.stages]
+    assert (stream.train_labels[np.concatenate(held)] < base).all()
+    assert len(np.unique(np.concatenate(held))) == base * (24 - kept)
+    assert max(map(len, held)) - min(map(len, held)) <= 1
 
 
 def test_the_same_stream_on_every_machine():
@@ -118,6 +121,19 @@ def test_a_tuning_run_reads_no_test_image(tiny_config):
     assert stream.unnamed[0].tolist() == stream.unnamed[1].tolist()
     held = np.concatenate([np.concatenate(task) for task in experiment.split.rows])
     assert not set(stream.unnamed[0].tolist()) & {*held.tolist(), *experiment.split.hidden.tolist()}
+
+
+def test_a_tuning_run_has_all_its_columns(tiny):
+    world = {"scenario.name": "open_world", "scenario.base": 6, "scenario.tasks": 3, "data.validation": 0.25}
+    summary = tiny({**world, "evaluate.on": "validation"}).summary
+    assert summary["average_accuracy"] is not None
+    assert summary["test_counts"] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("name", ["joint", "noisy_labels", "cumulative"])
+def test_a_changed_stream_is_about_the_same(name, tiny_config):
+    world = {"scenario.base": 6, "scenario.increment": 2, "scenario.of": ["open_world"]}
+    assert build(tiny_config({**world, "scenario.name": name})).config.evaluate.probes == ["novelty"]
 
 
 def test_personal_tests_ask_for_known_classes_only(tiny_config):

@@ -276,7 +276,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("tried_module:LEFT", "names no class"),
         ("tried_module:Card", "Card is no strategy, scenario or partition"),
         ("fedprocks", "Did you mean 'fedprox'?"),
-        ("nowhere.py", "there is no such file"),
+        ("nowhere.py", "TARGET='nowhere.py': there is no such file"),
         ("tried_module.py", "has several classes, name one: tried_module.py:Tried, tried_module.py:Other"),
     ],
 )
@@ -293,5 +293,9 @@ def test_the_command(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "FAIL  card              the class has no docstring" in capsys.readouterr().out
     assert run_command_line(["check", f"{module}:Tried", "--only", "cart"]) == 2
     assert "Did you mean 'card'?" in capsys.readouterr().err
-    assert run_command_line(["check", f"{module}:Tried", "optimiser.ir=1", "--only", "runs"]) == 1
+    for wrong, said in (("optimiser.ir=1", "did you mean 'optimiser.lr'"), ("optimiser.lr=x", "a finite number")):
+        assert run_command_line(["check", f"{module}:Tried", wrong, "--only", "runs"]) == 2
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert not captured.out
     assert isinstance(sys.modules[module], ModuleType)

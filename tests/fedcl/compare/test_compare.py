@@ -6,6 +6,7 @@ import math
 import pytest
 
 from fedcl.compare import compare
+from fedcl.compare.command import compare_folders
 from fedcl.compare.metric import metric_of
 from fedcl.compare.pairs import judged_pairs
 from fedcl.errors import UsageError
@@ -104,6 +105,17 @@ def test_holm_decides_and_the_interval_too(runs):
     assert any("no rank test can show" in note and "7 seeds could" in note for note in found.notes)
 
 
+def test_an_interval_beside_rank_tests_is_said_to_be_uncorrected(runs):
+    """Holm counts rank tests alone: a pair of too few seeds is shown by its interval, whatever else was compared."""
+    runs("a", BASE)
+    runs("b", BETTER, {"strategy": ["replay"]})
+    path = runs("c", [x + 0.1 + 0.001 * i for i, x in enumerate(BASE[:3])], {"strategy": ["fedprox"]})
+    found = compare([path], ["average_accuracy", "forgetting"], baseline="finetune")
+    assert [pair.p is None for pair in found.pairs_of("average_accuracy")] == [True, False]
+    said = "the interval without a rank test: not corrected for the number of comparisons"
+    assert f"average_accuracy, forgetting: {said}" in found.notes
+
+
 def test_a_rank_test_alone_does_not_decide(runs):
     """One seed that is far off: every difference is positive, and the interval of the mean covers 0."""
     runs("a", BASE)
@@ -187,8 +199,16 @@ def test_a_number_that_is_undefined_everywhere(runs):
     assert only(found).verdict == "no pairs"
 
 
+def test_a_strange_name_of_a_protocol_stops_nothing(runs):
+    runs("a", [0.5], summary={"protocol": ["x"]})
+    found = compare([runs("b", [0.5], {"strategy": ["replay"]})], ACCURACY)
+    assert any("declared protocols: finetune: ['x']; replay: none" in note for note in found.notes)
+
+
 def test_a_number_that_there_is_not(runs):
     path = runs("a", [0.5])
+    with pytest.raises(UsageError, match="must name at least one number"):
+        compare_folders([path], ",", None, None, None, None, False)
     for key in ("average_acuracy", "strategy", "test_counts", "name"):
         with pytest.raises(UsageError, match="must be a number in summary"):
             compare([path], [key])

@@ -80,6 +80,18 @@ def test_rounding_breaks_no_tie():
     assert inference.average_ranks([[0.1 + 0.2, 0.3]]) == [1.5, 1.5]
 
 
+def test_rounding_breaks_no_tie_of_small_differences_of_large_accuracies():
+    """One or two images of 20,000: the last digits of such differences are rounding."""
+    images = [-2, 1, 2, 2, -1, 2, 1]
+    for base in itertools.product((9123, 14001), (7777, 16543), (12345, 18888)):
+        right = [*base, 15001, 11111, 13579, 17531]
+        one = [(count + more) / 20_000 for count, more in zip(right, images, strict=True)]
+        gaps = inference.differences(one, [count / 20_000 for count in right])
+        assert inference.signed_rank_p(gaps) == by_all_signs(images)
+        same = inference.differences([(count + 1) / 20_000 for count in right], [count / 20_000 for count in right])
+        assert inference.constant(same)
+
+
 @pytest.mark.parametrize("values", [VALUES[0], VALUES[1], VALUES[3], [0.1 * i**2 for i in range(20)]])
 def test_the_bootstrap_is_scipys_percentile_interval(values):
     rng = np.random.RandomState(0)

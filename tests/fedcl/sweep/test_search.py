@@ -24,7 +24,7 @@ from fedcl.sweep.grid import Axis, Range
 from fedcl.sweep.job import Job, Outcome, perform
 from fedcl.sweep.plan import Point
 from fedcl.sweep.prepare import Asked
-from fedcl.sweep.search import Rule, objective, parse_rule
+from fedcl.sweep.search import Rule, check_apart, objective, parse_rule
 from fedcl.sweep.trials import settle
 
 pytest.importorskip("optuna")
@@ -183,12 +183,48 @@ def test_an_interval_of_whole_numbers_is_one_of_numbers_where_the_setting_is(key
 
 
 def test_what_a_trial_may_see() -> None:
-    base = load_config({})
-    assert parse_rule(None, [5, 6], base) == Rule(2, 5)
-    assert parse_rule("stream:7", [5, 6], base) == Rule(None, 7)
+    assert parse_rule(None, [5, 6]) == Rule(2, 5)
+    assert parse_rule("stream:7", [5, 6]) == Rule(None, 7)
     assert Rule(1, 5).words == "validation images of the first 1 task of the stream of seed 5"
     with pytest.raises(UsageError, match="they have 0, 1, 2, 3, 4, 5, 6, 7 and more"):
-        parse_rule("stream:3", range(20), base)
+        parse_rule("stream:3", range(20))
+
+
+ROTATED = {"scenario.name": "domain_incremental", "scenario.shift": "rotated"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule", "refused"),
+    [
+        ({}, Rule(4, 0), ""),
+        ({}, Rule(5, 0), "fewer tasks than the stream has, 5"),
+        ({"scenario.increment": 4}, Rule(2, 0), ""),
+        ({"scenario.increment": 4}, Rule(3, 0), "fewer tasks than the stream has, 3"),
+        ({"scenario.first": 2}, Rule(2, 0), "fewer tasks than the stream has, 2"),
+        ({}, Rule(0, 0), "at least first:1"),
+        ({}, Rule(None, 9), ""),
+        ({"scenario.order": "natural"}, Rule(None, 9), "every seed has the same tasks"),
+        ({"scenario.name": "task_incremental", "scenario.order": "natural"}, Rule(None, 9), "every seed has the same"),
+        (ROTATED, Rule(None, 9), "every seed has the same tasks"),
+        ({**ROTATED, "scenario.shift": "permuted"}, Rule(None, 9), ""),
+    ],
+)
+def test_trials_never_see_all_tasks_of_the_final_runs(settings: Mapping[str, Any], rule: Rule, refused: str) -> None:
+    config = load_config({}, {"data.limit": 20, **settings})
+    if not refused:
+        check_apart(rule, config)
+        return
+    with pytest.raises(UsageError, match=refused) as error:
+        check_apart(rule, config)
+    assert error.value.key == "--tune-on"
+
+
+def test_what_a_search_lacks_is_said_before_anything_is_written(asked: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has nothing to search"):
+        sweep(asked("strategy=finetune"))
+    with pytest.raises(UsageError, match="it is what trials are judged on"):
+        sweep(asked("strategy=finetune", "optimiser.lr=0.1,0.2", "data.validation=0"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_without_optuna_the_extra_is_named(tmp_path: Path) -> None:

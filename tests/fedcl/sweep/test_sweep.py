@@ -22,7 +22,7 @@ from fedcl.runs import find_runs
 from fedcl.sweep import command
 from fedcl.sweep.board import Board
 from fedcl.sweep.command import dry_run, sweep
-from fedcl.sweep.job import Job, Outcome
+from fedcl.sweep.job import Job, Outcome, perform
 from fedcl.sweep.machine import Room
 from fedcl.sweep.pool import Pool
 from fedcl.sweep.prepare import Asked, prepare
@@ -217,6 +217,22 @@ def test_a_wrong_setting_fails_its_points_alone(asked: Any, warm: None) -> None:
     swept = sweep(asked("strategy=finetune", "federation.clients=3,500", seeds="0"))
     assert statuses(swept) == ["done", "failed"]
     assert "partition" in str(swept.outcomes[1].cause)
+
+
+def test_a_run_that_a_callback_stopped_is_not_done(asked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "halts.py").write_text("def halt(event):\n    return event.kind == 'round'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    prepared = prepare(asked("strategy=finetune", "output.callbacks=[halts:halt]", seeds="0"))
+    points = prepared.points()
+    outcome = perform(Job.of(points[0]), lambda message: None)
+    assert (outcome.status, outcome.cause) == ("stopped", "callback halts:halt asked to stop after task 1, round 1")
+    assert prepared.points()[0].state == "resume"
+    swept = Swept("tiny", prepared.root, points, [outcome])
+    assert swept.as_objects()[0]["status"] == "stopped"
+    assert "0 of 1" in swept.text
+    assert f"stopped   finetune seed 0: {outcome.cause}" in swept.text
+    assert "fedcl compare" not in swept.text
+    swept.check()
 
 
 def test_a_worker_whose_sweep_is_gone_stops_with_a_checkpoint(
