@@ -20,8 +20,7 @@ NAMES = [preset.name for preset in presets.presets(kind="protocols")]
 FULL = [name for name in NAMES if not name.endswith("-small")]
 TWINS = [name for name in NAMES if name.endswith("-small")]
 
-EACH = {"cifar100": 12, "cifar10": 120, "fashion_mnist": 600, "mnist": 64, "mini_imagenet": 12,
-        "tiny_imagenet": 12}
+EACH = {"cifar100": 12, "cifar10": 120, "fashion_mnist": 600, "mnist": 64, "mini_imagenet": 12, "tiny_imagenet": 12}
 """Images a class of the noise that stands for a dataset: as few as the splits of the twins allow."""
 
 MINE = """

@@ -272,19 +272,6 @@ def test_clients_with_fewer_images_than_rounds_are_named(tiny: Run, tiny_config:
     assert tiny(settings).summary["empty_rounds"] == 2 * (30 - 20)
 
 
-def test_only_images_that_a_client_can_train_on_fill_its_rounds(tiny_config: Configure) -> None:
-    """Twenty images of each client and task, four of them labelled, in ten rounds."""
-    settings = {**ONCE, "federation.rounds": 10, "partition.name": "iid", "labels.rate": 0.2}
-    told = {
-        stack: [text for text in build(tiny_config({**settings, "strategy": [stack]})).warnings if "passes" in text]
-        for stack in ("finetune", "simclr")
-    }
-    assert [text.split(" a client")[0] for text in told["finetune"]] == ["federation.passes=once: in 6 cases"]
-    assert not told["simclr"]  # it learns from the others, too
-    none = build(tiny_config({**settings, "labels.rate": 0.0, "strategy": ["simclr"]})).warnings
-    assert not any("passes" in text for text in none)
-
-
 def test_the_order_of_a_fading_stream_is_its_own(tiny: Run, tiny_config: Configure) -> None:
     """Round by round of its one task of the middle, images of the second set of classes become more."""
     settings = {**ONCE, "federation.rounds": 5, "scenario.name": "linear_blurry", "scenario.overlap": 0.5,

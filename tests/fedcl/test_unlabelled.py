@@ -280,6 +280,19 @@ def test_images_that_are_seen_once_have_their_labels_once(tiny: Tiny, oracle: Mo
     assert oracle.distance(oracle.final(one), oracle.final(other)) < 1e-9
 
 
+def test_only_images_that_a_client_can_train_on_fill_its_rounds(tiny_config: Settings) -> None:
+    """Twenty images of each client and task, four of them labelled, in ten rounds."""
+    settings = {"federation.passes": "once", "federation.rounds": 10, "partition.name": "iid", "labels.rate": 0.2}
+    told = {
+        stack: [text for text in build(tiny_config({**settings, "strategy": [stack]})).warnings if "passes" in text]
+        for stack in ("finetune", "simclr")
+    }
+    assert [text.split(" a client")[0] for text in told["finetune"]] == ["federation.passes=once: in 6 cases"]
+    assert not told["simclr"]  # it learns from the others, too
+    none = build(tiny_config({**settings, "labels.rate": 0.0, "strategy": ["simclr"]})).warnings
+    assert not any("passes" in text for text in none)
+
+
 def test_bounds_and_absent_clients_keep_what_is_hidden(tiny_config: Settings) -> None:
     semi = {"labels.rate": 0.5, "federation.clients": 4}
     plain = build(tiny_config(semi)).split

