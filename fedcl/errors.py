@@ -30,9 +30,10 @@ class UsageError(FedclError):
 
     def __init__(self, key: str, value: object, allowed: str, names: Iterable[str] = ()) -> None:
         self.key, self.value, self.allowed = key, value, allowed
-        close = difflib.get_close_matches(str(value), list(names), n=1, cutoff=0.5)
+        close = difflib.get_close_matches(str(value), list(names), n=1, cutoff=0.6)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"{key}={value!r}: {allowed.rstrip('.')}.{hint}")
+        end = "" if allowed.endswith("?") else "."
+        super().__init__(f"{key}={value!r}: {allowed.rstrip('.')}{end}{hint}")
 
 
 class Stopped(FedclError):

@@ -133,7 +133,6 @@ def split_table(split: Split, stream: Stream, class_names: Sequence[str] = ()) -
         lines += [f"Held out, never trained: {clients} with {some_of(sizes)} images in all tasks", ""]
     if split.unlabelled is not None:
         lines += ["Cells: images with a label + images without", ""]
-    lines += [f"Warning: {line}" for line in data["warnings"]]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -154,7 +154,7 @@ def test_table_and_summary_of_a_known_split():
         "all       30  30   .   60",
         "own test   9   9   .   18",
     ]
-    assert "Warning: task 2: 1 client holds no training image: 2" in table
+    assert "task 2: 1 client holds no training image: 2" in split_warnings(split, stream)
     data = json.loads(json.dumps(split_summary(split, stream)))
     assert data["tasks"][1]["classes"][0] == {
         "position": 2, "class": 1, "name": "1", "clients": [30, 0, 0], "labelled": [30, 0, 0],

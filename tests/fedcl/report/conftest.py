@@ -102,7 +102,8 @@ def huge(tmp_path_factory: pytest.TempPathFactory, made_runs: ModuleType) -> Pat
     return folder
 
 
-@pytest.fixture(scope="session")
+# Not longer: while Playwright runs, no other event loop can be started in this thread.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A headless Chromium; without one the test is skipped, or fails where FEDCL_REQUIRE names ``browser``."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
