@@ -97,7 +97,12 @@ class LinearProbe:
 
 
 def fit_linear(
-    features: Tensor, labels: Tensor, num_classes: int, strength: float = 1.0, steps: int = 200
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    strength: float = 1.0,
+    steps: int = 200,
+    tolerance: float = 1e-4,
 ) -> LinearProbe:
     """Multinomial logistic regression of frozen features by L-BFGS: ``min sum_i CE_i + ||W||² / (2 strength)``.
 
@@ -108,6 +113,7 @@ def fit_linear(
         features: (N, d), N at least 1.
         labels: (N,) int64 in [0, C).
         steps: most L-BFGS steps.
+        tolerance: it ends where no slope of the mean loss is larger; the default is scikit-learn's.
 
     Raises:
         ValueError: no features, or a label out of range.
@@ -143,7 +149,7 @@ def fit_linear(
     # SciPy's: the first optimiser of torch.optim in a process costs seconds of imports.
     end = minimize(
         objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B",
-        options={"maxiter": steps, "gtol": 1e-5, "ftol": 0.0, "maxcor": 20},
+        options={"maxiter": steps, "gtol": tolerance, "ftol": 0.0, "maxcor": 20},
     )  # fmt: skip
     found = torch.from_numpy(end.x).to(x.device).reshape(shape)
     loss = float(end.fun) * len(x)
