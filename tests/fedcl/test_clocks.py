@@ -251,7 +251,7 @@ def test_the_table_says_who_is_where() -> None:
     assert "Stage 1: " in table
     line = next(line for line in table.splitlines() if line.startswith("own task"))
     assert line.split()[2:] == ["-" if k == late else "1" for k in range(3)]
-    assert f"Warning: stage 1: 1 client is absent: {late}" in table
+    assert f"stage 1: 1 client is absent: {late}" in split_warnings(split, stream)
 
 
 def test_who_holds_nothing_new_and_who_never_sees_a_class() -> None:
