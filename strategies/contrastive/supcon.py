@@ -8,17 +8,16 @@ from torch import Tensor
 
 from fedcl.cards import Card, option
 from fedcl.losses import supervised_contrastive
-from fedcl.strategy import Batch, Step, Strategy
+from fedcl.strategy import Step
+
+from ._views import ViewOptions, Views
 
 
-class SupCon(Strategy):
+class SupCon(Views):
     """Adds the supervised contrastive loss between the views of a batch to the local loss."""
 
     name = "supcon"
-    family = "contrastive"
-    stackable = True
     neutral = {"weight": 0.0, "views": 1}
-    needs_projector = True
     card = Card(
         title="Supervised Contrastive Learning",
         authors="Khosla, Teterwak, Wang, Sarna, Tian, Isola, Maschinot, Liu, Krishnan",
@@ -40,26 +39,11 @@ class SupCon(Strategy):
     )
 
     @dataclass(frozen=True)
-    class Options:
-        weight: float = option(1.0, "weight of the loss")
+    class Options(ViewOptions):
         temperature: float = option(0.1, "temperature tau")
-        views: int = option(2, "augmented views of each image; the other losses see all of them")
-
-        def __post_init__(self) -> None:
-            if not 0 <= self.weight < float("inf"):
-                raise ValueError(f"weight must be at least 0, not {self.weight}")
-            if not 0 < self.temperature < float("inf"):
-                raise ValueError(f"temperature must be above 0, not {self.temperature}")
-            if self.views < 1:
-                raise ValueError(f"views must be at least 1, not {self.views}")
-
-    def prepare(self, batch: Batch) -> Batch:
-        return batch.repeat(self.options.views)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        embeddings = step.output.embeddings
-        if embeddings is None:
-            raise ValueError("supcon needs a projector: set model.projector to auto, linear or mlp")
+        embeddings = self.embeddings(step)
         return {
             "contrastive": self.options.weight * supervised_contrastive(embeddings, step.y, self.options.temperature)
         }
