@@ -46,6 +46,8 @@ def is_slow(config: Config, client: int) -> bool:
 def round_pace(config: Config, split: Split, cohort: Sequence[int], task: int, round_: int) -> Pace:
     """How a round of a cohort goes, see :func:`pace`."""
     sizes = {client: size_at_hand(config, split, task, round_, client) for client in cohort}
+    if not config.time.stragglers:
+        return pace(config, sizes, frozenset())
     if split.rule:
         return pace(config, sizes, frozenset(client for client in cohort if is_slow(config, client)))
     return pace(config, sizes, stragglers(config, split))

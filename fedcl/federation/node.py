@@ -219,8 +219,8 @@ class Node:
         terms: dict[str, int] = {}
         changes: list[dict[str, Any]] = []
         steps = samples = dropped = 0
-        able = [n for n in call.header.clients if self.steps_size(call, n)]
-        empty = [n for n in call.header.clients if n not in set(able)]
+        sizes = {n: self.steps_size(call, n) for n in call.header.clients}
+        able, empty = [n for n in sizes if sizes[n]], [n for n in sizes if not sizes[n]]
         for cohort in train_chunks(self, call, able, changes):
             stack = {f"model/{n}": a for n, a in cohort.arrays.items() if fused and self.leaves(n)}
             for client, result in cohort.clients:
