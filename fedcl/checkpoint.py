@@ -28,7 +28,7 @@ from torch import Tensor
 from fedcl import files
 from fedcl.hashing import encode
 
-FORMAT = 1
+FORMAT = 2
 _TENSORS, _META = "state.safetensors", "meta.json"
 _UNFINISHED = ".unfinished-"
 _NAME = re.compile(r"(\d{6,})(\.replaced)?")

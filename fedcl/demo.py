@@ -104,10 +104,10 @@ def story(
             f"report    {report.path}  (one page with everything; opens in a browser, needs no network)",
             f"results   {results['default'].folder}  (config.yaml, summary.json, accuracy_matrix.csv, plots/)",
             "",
-            "next      fedcl sweep --seeds 0-6 strategy=finetune,fedlwf,replay  three methods, seven seeds; 2 minutes",
-            "          fedcl compare runs/default --baseline finetune           which differences these seeds show",
-            "          fedcl report runs/default                                the same as a page, with all plots",
-            "          fedcl list strategies                                    'fedcl show fedlwf' explains one",
+            "next      fedcl sweep --seeds 0-6 name=methods strategy=finetune,fedlwf,replay  21 runs, two minutes",
+            "          fedcl compare runs/methods --baseline finetune                        what these show",
+            "          fedcl report runs/methods                                             the same as a page",
+            "          fedcl list strategies                                                 'fedcl show NAME': a card",
         ]
     )
 

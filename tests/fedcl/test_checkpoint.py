@@ -140,7 +140,7 @@ def no_tensors(folder: Path) -> None:
         (flip_tensor_bit, "state.safetensors: its checksum"),
         (change_meta, "meta.json: its checksum"),
         (torn_meta, "meta.json cannot be read"),
-        (other_version, "format 99 is not 1"),
+        (other_version, "format 99 is not 2"),
         (no_meta, "meta.json is missing"),
         (no_tensors, "state.safetensors is missing"),
     ],

@@ -58,8 +58,8 @@ def test_the_whole_story(
     assert [step[0] for step in steps] == ["sweep", "compare", "report", "list"]
     assert run_command_line([*steps[0], "--dry-run"]) == 0
     # The sweep's folder is the one that the next two read.
-    assert steps[1][1] == steps[2][1] == "runs/default"
-    assert "runs/default/" in capsys.readouterr().out
+    assert steps[1][1] == steps[2][1] == "runs/methods"
+    assert "runs/methods/" in capsys.readouterr().out
 
 
 def test_every_demo_is_kept(tmp_path: Path) -> None:
