@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedcl.plot_style import COLOURS, GREY, INK, PAGE, new_figure, save
+from fedcl.plots.style import COLOURS, GREY, INK, PAGE, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

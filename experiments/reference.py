@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedcl import presets, protocols, registry
+from fedcl import registry
 from fedcl.cards import card_object
+from fedcl.settings import presets, protocols
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 WRITTEN = "*Written by `python -m fedcl.experiments.reference`; edit {}, not this page.*"
@@ -86,7 +87,7 @@ def _scenarios() -> Iterator[str]:
     yield (
         "\nA scenario (`scenario.name`) turns a data set into a stream of tasks, a partition (`partition.name`) deals "
         "each task's training images to the clients. [scenarios.md](scenarios.md) compares them and says what else "
-        "changes a stream; the default of every key is in [`fedcl/schema.py`](../fedcl/schema.py).\n"
+        "changes a stream; the default of every key is in [`fedcl/settings/schema.py`](../fedcl/settings/schema.py).\n"
     )
     sections: tuple[tuple[str, registry.Kind], ...] = (("Scenarios", "scenarios"), ("Partitions", "partitions"))
     for title, kind in sections:

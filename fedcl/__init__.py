@@ -16,26 +16,26 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
-    from .callbacks import Callback, Event
-    from .frames import frames
+    from .records.frames import frames
     from .run import RunResult, load, run
     from .strategy import Strategy
+    from .tell.callbacks import Callback, Event
 
 __version__ = "0.1.0"
 __all__ = ["Callback", "Event", "RunResult", "Strategy", "__version__", "frames", "load", "run"]
 
 # Looked up on first use: torch takes seconds to import, and ``fedcl --help`` must not pay for it.
 _LAZY = {
-    "run": "run", "load": "run", "RunResult": "run", "Strategy": "strategy", "Callback": "callbacks",
-    "Event": "callbacks", "frames": "frames",
+    "run": "run", "load": "run", "RunResult": "run", "Strategy": "strategy", "Callback": "tell.callbacks",
+    "Event": "tell.callbacks", "frames": "records.frames",
 }  # fmt: skip
 
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         # Importing the submodule ``fedcl.run`` binds it here; users call ``fedcl.run(...)``.
-        if name in ("run", "frames") and isinstance(value, ModuleType):
-            value = getattr(value, name)
+        if name == "run" and isinstance(value, ModuleType):
+            value = value.run
         super().__setattr__(name, value)
 
 

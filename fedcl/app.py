@@ -21,7 +21,7 @@ from .federation.call import Call, Header, below
 from .federation.flower_internals import pack, reply, unpack
 from .federation.ledger import holdings
 from .federation.node import Node
-from .hashing import arrays_digest
+from .records.hashing import arrays_digest
 from .runtimes.links import INITIAL
 from .runtimes.setup import Setup, build_node, introduce, take_place
 

@@ -13,28 +13,28 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import config as settings
-from .arrival import check_once, once_notes, size_at_hand
-from .checkpoint import load_newest, unpack_tensors
-from .clocks import with_whole_head
 from .data.augment import parse_augmentations
-from .engine import DTYPES, apply_engine, device_of, resolve_engine
 from .errors import RunFailed, UsageError
 from .federation.call import below
 from .federation.cohort import cohort_there, reach_note
 from .federation.node import Node
 from .federation.store import ClientStore
-from .judging import settle_evaluation
-from .labels import as_strategies_see, check_learners, masked
-from .loading import load_stream
+from .local.engine import DTYPES, apply_engine, device_of, resolve_engine
+from .local.optim import make_optimiser
+from .local.training import blame
+from .measure.judging import settle_evaluation
+from .measure.on_validation import on_validation
 from .models.arrays import buffer_names, initial_arrays, parameter_names
 from .models.model import build_model
-from .on_validation import on_validation
-from .optim import make_optimiser
-from .resolve import misspelt, resolve
+from .records.checkpoint import load_newest, unpack_tensors
+from .settings.resolve import misspelt, resolve
 from .stack import Stack
 from .strategy import Arrays
 from .stream import Ids, Split, Stream
-from .training import blame
+from .streams.arrival import check_once, once_notes, size_at_hand
+from .streams.clocks import with_whole_head
+from .streams.labels import as_strategies_see, check_learners, masked
+from .streams.loading import load_stream
 
 if TYPE_CHECKING:
     from .data.store import Dataset, TensorStore
@@ -98,7 +98,7 @@ def build(config: settings.Config) -> Experiment:
         UsageError: settings that are wrong, or do not fit the data or one another.
     """
     from .runtimes.resources import check_runtime, settle_resources
-    from .split_notes import split_notes, split_warnings
+    from .streams.split_notes import split_notes, split_warnings
 
     check_runtime(config)
     resolved = resolve(config)

@@ -10,31 +10,31 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import app
-from .callbacks import Observers, Told
-from .checkpoint import save_checkpoint, stored_metas
-from .costs import Held, held_at_end
-from .environment import usable_cpus
 from .errors import Interrupted, RunFailed, Stopped
-from .evaluation import Evaluator
 from .federation.bytes import ByteMeter
 from .federation.call import prefixed
 from .federation.flower_internals import LocalGrid, make_context, run_server_app
 from .federation.server import Callbacks, Federation, State
 from .federation.store import ClientStore
-from .hashing import model_sha256, state_sha256
-from .quiet import quiet_libraries
-from .recorder import Recorder
+from .measure.costs import Held, held_at_end
+from .measure.evaluation import Evaluator
+from .records.checkpoint import save_checkpoint, stored_metas
+from .records.environment import usable_cpus
+from .records.hashing import model_sha256, state_sha256
+from .records.recorder import Recorder
 from .runtimes.links import Links, NodeLost
 from .runtimes.resources import check_private
 from .runtimes.setup import CACHE, Setup
+from .tell.callbacks import Observers, Told
+from .tell.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from . import config as settings
     from .build import Experiment
     from .federation.flower_internals import Grid
     from .federation.node import Node
-    from .progress import Progress
-    from .runfolder import RunFolder
+    from .records.runfolder import RunFolder
+    from .tell.progress import Progress
 
 
 def conduct(

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import presets, protocols
 from .errors import UsageError
-from .merging import COMMAND_LINE, pair
-from .presets import Layer
-from .schema import (
+from .settings import presets, protocols
+from .settings.merging import COMMAND_LINE, pair
+from .settings.presets import Layer
+from .settings.schema import (
     Checkpoint,
     Config,
     Data,
@@ -34,8 +34,8 @@ from .schema import (
     Scenario,
     Time,
 )
-from .validation import validate
-from .values import parse_options
+from .settings.validation import validate
+from .settings.values import parse_options
 
 __all__ = [
     "Checkpoint",

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from . import schema as settings
 from .cards import Card
 from .errors import UsageError
 from .owners import owners, rows_by_owner
+from .settings import schema as settings
 from .stream import Ids, Split, Stage, Store, Stream
 
 if TYPE_CHECKING:
-    from .population import Pool
+    from .streams.population import Pool
 
 
 class Partition(ABC):

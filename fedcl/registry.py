@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import UsageError
-from .values import one_line
+from .settings.values import one_line
 
 Kind = Literal["strategies", "scenarios", "partitions"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from . import config as settings
 from .build import build, build_split
-from .callbacks import Told, load_callbacks
-from .checkpoint import load_newest
 from .conduct import conduct
-from .environment import environment
 from .errors import RunFailed, UsageError
 from .federation.server import State
-from .notebook import notebook_progress
-from .progress import Progress
-from .quiet import quiet_libraries
-from .resolve import anchored
-from .result import RunResult
-from .runfolder import RunFolder
+from .records.checkpoint import load_newest
+from .records.environment import environment
+from .records.result import RunResult
+from .records.runfolder import RunFolder
 from .runtimes import deploy
 from .runtimes.links import count_nodes
 from .runtimes.resources import check_runtime
+from .settings.resolve import anchored
+from .tell.callbacks import Told, load_callbacks
+from .tell.notebook import notebook_progress
+from .tell.progress import Progress
+from .tell.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from .federation.flower_internals import Grid
@@ -47,7 +47,7 @@ def run(
             None is the default stack of ``fedcl demo``.
         progress: who is told; by default a line below the cell of a Jupyter notebook, elsewhere nobody.
         overrides: by dotted key, for example ``{"federation.clients": 10}``.
-        callbacks: functions of an :class:`fedcl.callbacks.Event` that may ask to stop, told of each round and task.
+        callbacks: functions of a :class:`fedcl.tell.callbacks.Event` that may ask to stop, told of each round and task.
         sections: overrides of whole sections or top-level keys, for example ``seed=1, federation={"clients": 10}``.
 
     Raises:
@@ -87,7 +87,7 @@ def execute(
         progress: who is told.
         folder: the output directory, in place of ``output.dir``.
         grid: the way to the nodes, in the ServerApp that a SuperLink started for ``engine.runtime=deploy``.
-        callbacks: told of each round and task, beside those of the settings; see :mod:`fedcl.callbacks`.
+        callbacks: told of each round and task, beside those of the settings; see :mod:`fedcl.tell.callbacks`.
 
     Raises:
         UsageError, RunFailed, Interrupted: see :mod:`fedcl.errors`.

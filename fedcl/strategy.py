@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .config import Config
     from .data.store import TensorStore
     from .models.model import FedModel, Output
-    from .public import Public
     from .stream import Split, Stream
+    from .streams.public import Public
 
 Arrays = dict[str, Tensor]
 """Named tensors: a model, a state, an upload."""

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import schema as settings
 from .cards import Card
+from .settings import schema as settings
 
 if TYPE_CHECKING:
-    from .clocks import Clocks
     from .data.store import Dataset
-    from .population import Drawn
+    from .streams.clocks import Clocks
+    from .streams.population import Drawn
 
 Ids = npt.NDArray[np.int64]
 """Rows of a store, or labels."""
@@ -202,7 +202,7 @@ class Split:
     Attributes:
         clients: number of clients K.
         train: ``train[task][client]`` labelled rows of the training store, ascending. Of a drawn population
-            (:mod:`fedcl.population`) a task's clients can be indexed, not iterated.
+            (:mod:`fedcl.streams.population`) a task's clients can be indexed, not iterated.
         test: ``test[task][client]`` rows of the personal test sets, ascending, or None without any.
         test_store: the store that the rows of ``test`` are of; None where ``test`` is None.
         num_classes: number of label positions C.
@@ -211,10 +211,10 @@ class Split:
         rule: of a drawn population, all that decides what its clients draw; empty for a complete split.
         clocks: where each client stands at each stage of the server, where they are not all there and in step; then
             "task" above is a stage of the server.
-        unlabelled: as ``train``, the rows whose labels are hidden (:mod:`fedcl.labels`); None where all are labelled.
+        unlabelled: as ``train``, the rows whose labels are hidden (:mod:`fedcl.streams.labels`); None where none are.
         hidden: the rows of the training store that are among ``unlabelled`` anywhere, ascending.
         self_supervised: whether the stack of strategies learns from images without labels.
-        public: for each task the rows that the server holds and no client does (:mod:`fedcl.public`); None without.
+        public: for each task the rows that only the server holds (:mod:`fedcl.streams.public`); None without.
     """
 
     clients: int

@@ -76,8 +76,8 @@ def tiny_config(tmp_path: Path) -> Callable[[Mapping[str, Any]], Config]:
 @pytest.fixture
 def tiny(tiny_config: Callable[[Mapping[str, Any]], Config]) -> Callable[[Mapping[str, Any]], RunResult]:
     """``tiny(overrides)``: runs a tiny experiment and returns its result."""
-    from fedcl.progress import QuietProgress
     from fedcl.run import execute
+    from fedcl.tell.progress import QuietProgress
 
     return lambda overrides: execute(tiny_config(overrides), progress=QuietProgress())
 

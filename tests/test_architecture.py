@@ -27,21 +27,21 @@ LIGHT = (
     "fedcl",
     "fedcl.__main__",
     "fedcl.cards",
-    "fedcl.cli",
+    "fedcl.commands.cli",
     "fedcl.config",
     "fedcl.data.catalog",
     "fedcl.errors",
     "fedcl.models.catalog",
-    "fedcl.presets",
     "fedcl.registry",
-    "fedcl.schema",
-    "fedcl.validation",
-    "fedcl.values",
+    "fedcl.settings.presets",
+    "fedcl.settings.schema",
+    "fedcl.settings.validation",
+    "fedcl.settings.values",
 )
 LINES = 320
 # Each is one thing that reads better whole.
 LONG = {
-    "fedcl/cli.py",
+    "fedcl/commands/cli.py",
     "fedcl/federation/flower_internals.py",
     "fedcl/federation/server.py",
     "fedcl/metrics/matrix.py",

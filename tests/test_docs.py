@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 from fedcl.config import Config, load_config
 
 ROOT = Path(__file__).parents[1]

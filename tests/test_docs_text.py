@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from fedcl.cli import app
+from fedcl.commands.cli import app
 from fedcl.config import Config, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +97,7 @@ def test_the_readme_names_every_strategy_and_scenario() -> None:
 
 def test_the_picture_can_be_drawn_again(tmp_path: Path) -> None:
     from fedcl.experiments.concepts import FILE, concepts
-    from fedcl.plot_style import save
+    from fedcl.plots.style import save
 
     save(concepts(), tmp_path / "concepts.png")
     assert (tmp_path / "concepts.png").stat().st_size > 10_000

@@ -48,7 +48,7 @@ sys.addaudithook(guard)
 
 COMMANDS = """
 import json, sys
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 for arguments, expected in json.loads(sys.argv[1]):
     print("$ fedcl", *arguments, flush=True)
     code = run_command_line(arguments)

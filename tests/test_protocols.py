@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedcl import presets, protocols
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 from fedcl.config import config_hash, load_config, to_yaml
 from fedcl.data import catalog
 from fedcl.errors import UsageError
+from fedcl.settings import presets, protocols
 
 NAMES = [preset.name for preset in presets.presets(kind="protocols")]
 FULL = [name for name in NAMES if not name.endswith("-small")]
@@ -106,8 +106,8 @@ def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_runs_a_round(name, small_root, tmp_path):
-    from fedcl.progress import QuietProgress
     from fedcl.run import execute
+    from fedcl.tell.progress import QuietProgress
 
     limit = EACH[load_config(None, [("protocol", name)]).data.name]
     cut = {
@@ -277,8 +277,8 @@ def test_what_cannot_be_followed_is_refused(mine):
 
 
 def test_a_run_writes_the_protocol_it_follows(mine, tiny_config):
-    from fedcl.progress import QuietProgress
     from fedcl.run import execute, resume
+    from fedcl.tell.progress import QuietProgress
 
     tiny = tiny_config({})
     given = [("protocol", str(mine)), ("output.dir", tiny.output.dir), ("engine.device", "cpu"), ("engine.threads", 1)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedcl.config import load_config
-from fedcl.progress import QuietProgress
 from fedcl.run import execute
+from fedcl.tell.progress import QuietProgress
 
 ROOT = os.environ.get("FEDCL_DATA_ROOT")
 

@@ -13,8 +13,8 @@ from fedcl.bench.turns import Turns
 from fedcl.bench.workloads import settings
 from fedcl.config import load_config
 from fedcl.errors import FedclError
-from fedcl.progress import QuietProgress, Standing
 from fedcl.run import execute
+from fedcl.tell.progress import QuietProgress, Standing
 
 from .work import device_of
 

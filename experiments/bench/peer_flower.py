@@ -24,8 +24,8 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from fedcl.bench.turns import Turns
-from fedcl.environment import usable_cpus
 from fedcl.experiments.bench.work import Work, kept_work_of, work_of
+from fedcl.records.environment import usable_cpus
 
 Load = Callable[[], Work]
 """Gives a worker its images; called for every message."""

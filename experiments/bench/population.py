@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedcl.environment import cpu_model, source_revision, usable_cpus, versions
+from fedcl.records.environment import cpu_model, source_revision, usable_cpus, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "population.json"
 POPULATIONS = (10**3, 10**4, 10**5, 10**6)
@@ -42,8 +42,8 @@ def measure(stack: str, clients: int) -> dict[str, Any]:
     begun = time.perf_counter()
     from fedcl.bridges.avalanche_import import quiet_avalanche
     from fedcl.config import load_config
-    from fedcl.progress import QuietProgress, Standing
     from fedcl.run import execute
+    from fedcl.tell.progress import QuietProgress, Standing
 
     quiet_avalanche()
     ready = time.perf_counter()

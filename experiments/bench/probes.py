@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from fedcl import random
-from fedcl.environment import cpu_model, source_revision, usable_cpus, versions
-from fedcl.probe_values import PROBES, Values
-from fedcl.probing import Frozen, Measurement
+from fedcl.measure.probe_values import PROBES, Values
+from fedcl.measure.probing import Frozen, Measurement
+from fedcl.records.environment import cpu_model, source_revision, usable_cpus, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "probes.json"
 CLASSES, IMAGES, TASKS = 100, 10_000, 10
@@ -122,8 +122,8 @@ def on_features(width: int, most: int, threads: int) -> dict[str, Any]:
 def in_a_run(threads: int) -> dict[str, Any]:
     """Seconds of the default preset and of the probes after every task."""
     from fedcl.config import load_config
-    from fedcl.progress import QuietProgress
     from fedcl.run import execute
+    from fedcl.tell.progress import QuietProgress
 
     settings: dict[str, Any] = {
         "evaluate.probes": MEASURED, "engine.device": "cpu", "engine.threads": threads, "output.plots": False,

@@ -15,10 +15,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fedcl.config import load_config
-from fedcl.environment import cpu_model, source_revision, usable_cpus, versions
 from fedcl.metrics.paired import paired_difference
-from fedcl.progress import QuietProgress
+from fedcl.records.environment import cpu_model, source_revision, usable_cpus, versions
 from fedcl.run import execute
+from fedcl.tell.progress import QuietProgress
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "effects.json"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..environment import cpu_model, source_revision, usable_cpus, versions
 from ..errors import UsageError
+from ..records.environment import cpu_model, source_revision, usable_cpus, versions
 from . import workloads
 from .players import Player, Say, play
 from .workloads import COHORTS, PACKAGE, SCALED, SCALING, WIDTHS, Override

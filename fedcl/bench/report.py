@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..files import to_json, write_atomic
-from ..plot_style import COLOURS, DASHES, MARKERS, new_figure
+from ..plots.style import COLOURS, DASHES, MARKERS, new_figure
+from ..records.files import to_json, write_atomic
 from .measure import CONTESTANTS, NOT_ASKED, OURS, Result
 from .workloads import SCALING
 

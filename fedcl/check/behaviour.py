@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..build import build
-from ..checkpoint import pack_tensors, unpack_tensors
 from ..errors import RunFailed, UsageError
-from ..hashing import model_sha256
+from ..records.checkpoint import pack_tensors, unpack_tensors
+from ..records.hashing import model_sha256
 from ..strategy import Strategy
 from . import generators
 from .declared import choices, neutral_of

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..config import Config, load_config
 from ..errors import UsageError
-from ..merging import pair
+from ..settings.merging import pair
 from . import check_strategy
 from .lab import BASE
 from .results import Report, Result

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..cards import Card, summary_of
 from ..federation.reduction import RULES
-from ..resolve import misspelt
+from ..settings.resolve import misspelt
 from ..strategy import Strategy
 from .results import Failed, NotApplicable
 from .watch import HOOKS, methods_of

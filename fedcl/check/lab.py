@@ -18,20 +18,20 @@ from torch import Tensor
 from .. import random as counter
 from .. import registry
 from ..app import client as client_app
-from ..checkpoint import load_newest
 from ..config import load_config
 from ..federation.call import Header
 from ..federation.flower_internals import LocalGrid
 from ..federation.store import ClientStore
-from ..hashing import model_sha256
-from ..progress import QuietProgress
+from ..records.checkpoint import load_newest
+from ..records.hashing import model_sha256
 from ..run import execute, resume
 from ..strategy import Arrays, Strategy
+from ..tell.progress import QuietProgress
 
 if TYPE_CHECKING:
     from ..config import Config
     from ..federation.flower_internals import Message
-    from ..progress import Standing
+    from ..tell.progress import Standing
 
 FLOOR = 1e-4
 """Arrays with a smaller norm are compared as if they had this one."""
@@ -217,7 +217,7 @@ class Impatient(QuietProgress):
         self.at = (task, round)
 
     def round(self, task: int, round: int, standing: Standing) -> None:
-        """See :class:`fedcl.progress.Progress`."""
+        """See :class:`fedcl.tell.progress.Progress`."""
         if (task, round) == self.at:
             raise KeyboardInterrupt
 
@@ -241,7 +241,7 @@ def read(folder: Path) -> Ended:
 
 def departure(folder: Path) -> str:
     """Why clients were trained one by one, by the events; '' where they were not."""
-    from ..events import read_events
+    from ..records.events import read_events
 
     events = read_events(folder / "events.jsonl")
     return next((str(e["why"]) for e in events if e["event"] == "engine" and "path" in e), "")

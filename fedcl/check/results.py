@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import FedclError
-from ..quiet import quiet_libraries
+from ..tell.quiet import quiet_libraries
 
 Outcome = Literal["pass", "fail", "skip"]
 _WORDS: dict[Outcome, str] = {"pass": "ok", "fail": "FAIL", "skip": "-"}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..hashing import model_sha256
+from ..records.hashing import model_sha256
 from ..strategy import Strategy
 from . import generators
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from ..files import write_atomic
+from ..records.files import write_atomic
 from .compute import compare
 from .metric import DEFAULT
 from .render import FORMATS, SUFFIXES, remarks, terminal

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..metrics import inference
-from ..runs import Broken, Run, find_runs, within
+from ..records.runs import Broken, Run, find_runs, within
 from .groups import Method, differing, group, shown
 from .metric import DEFAULT, Metric, metric_of, numbers_in
 from .pairs import LEVEL, judged_pairs, smallest_p
@@ -31,7 +31,7 @@ def compare(
     """Compares the finished runs under some folders.
 
     Args:
-        paths: as for :func:`fedcl.runs.find_runs`.
+        paths: as for :func:`fedcl.records.runs.find_runs`.
         metrics: dotted keys of ``summary.json``.
         by: settings that alone tell methods apart, see :func:`fedcl.compare.groups.group`.
         baseline: the label, stack or run name of the method that the others are tested against; None: all pairs.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..runs import METHOD, SAME_RUN, Broken, Run, within
+from ..records.runs import METHOD, SAME_RUN, Broken, Run, within
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Method:
 def group(runs: Sequence[Run], by: Sequence[str] = (), across: bool = False) -> tuple[list[Method], list[Broken]]:
     """The methods among some runs, sorted by label, and the runs left out because their seed is there already.
 
-    Without ``by``, runs belong together where all settings of the method are equal (``fedcl.runs.METHOD``; options
-    that were not given have their defaults), and with ``across`` those of the protocol too.
+    Without ``by``, runs belong together where all settings of the method are equal (``fedcl.records.runs.METHOD``;
+    options that were not given have their defaults), and with ``across`` those of the protocol too.
 
     Args:
         runs: any.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..progress import size
+from ..tell.progress import size
 
 Unit = Literal["points", "bytes", "seconds", ""]
 

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-from ..files import to_json
+from ..records.files import to_json
 from .metric import Metric
 from .results import Comparison, Estimate, Pair
 from .words import p_text

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..runs import Broken
+from ..records.runs import Broken
 from .groups import Method
 from .metric import Metric
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import RunFailed
-from ..sharedstate import CannotStack
-from ..stackable import disagreement
-from ..stacked import Cohort, train_cohort
-from ..training import out_of_memory, train_client
+from ..local.sharedstate import CannotStack
+from ..local.stackable import disagreement
+from ..local.stacked import Cohort, train_cohort
+from ..local.training import out_of_memory, train_client
 
 if TYPE_CHECKING:
     from .call import Call

@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import FedclError
-from ..stackable import unchanged
-from ..training import Shape, train_client
+from ..local.stackable import unchanged
+from ..local.training import Shape, train_client
 from .bytes import nbytes, nfloats
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..data.augment import Augmentation, augment
-from ..evaluation import head_correct
+from ..local.training import Client, NamedModels, Trained, blame
 from ..masks import on_device
+from ..measure.evaluation import head_correct
 from ..models.arrays import class_axes, frozen_names, grow_like
 from ..models.model import run
 from ..stack import Stack
 from ..strategy import Arrays, Reduction, Sharing, Strategy
-from ..training import Client, NamedModels, Trained, blame
 from .call import Call, Header, Reply, below, prefixed
 from .chunks import train_chunks
 from .ledger import Ledger
@@ -28,8 +28,8 @@ from .sharing import sharing_of
 if TYPE_CHECKING:
     from ..config import Config
     from ..data.store import TensorStore
+    from ..local.optim import PureOptimiser
     from ..models.model import FedModel, Output
-    from ..optim import PureOptimiser
     from .store import ClientStore
 
 PRIVATE = "private/"
@@ -254,7 +254,7 @@ class Node:
         return Reply(arrays, facts, measured)
 
     def steps_size(self, call: Call, client: int) -> int:
-        """How many images set a client's steps, see :attr:`fedcl.training.Client.primary`."""
+        """How many images set a client's steps, see :attr:`fedcl.local.training.Client.primary`."""
         return len(call.ids[client]) or (len(call.unlabelled.get(client, ())) if self.stack.learns else 0)
 
     def leaves(self, name: str) -> bool:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrival import at_hand, of_use, unlabelled_at_hand
 from ..errors import Interrupted, RunFailed, Stopped
-from ..public import Public, public_of
-from ..stragglers import round_pace
+from ..local.training import blame
 from ..strategy import Arrays, Broadcast, ClientContext, Strategy
-from ..training import blame
+from ..streams.arrival import at_hand, of_use, unlabelled_at_hand
+from ..streams.public import Public, public_of
+from ..streams.stragglers import round_pace
 from .bytes import ByteMeter, Group, written
 from .call import Call, Header, Reply, below, prefixed
 from .cohort import cohort_there, reached

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..blame import blame
 from ..errors import RunFailed
+from ..local.blame import blame
 from ..strategy import Sharing
 
 if TYPE_CHECKING:

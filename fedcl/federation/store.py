@@ -23,9 +23,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedcl import files
-from fedcl.checkpoint import Damaged, pack_tensors, unpack_tensors
 from fedcl.errors import RunFailed
+from fedcl.records import files
+from fedcl.records.checkpoint import Damaged, pack_tensors, unpack_tensors
 
 _FILE = re.compile(r"s(\d{8,})\.safetensors")
 _SHARD = 1000

@@ -10,10 +10,10 @@ import numpy as np
 from ..compare.groups import shown
 from ..errors import RunFailed, UsageError
 from ..metrics.matrix import FloatArray
-from ..plot_style import COLOURS, COLUMN, INK, add_legend, line_look, new_figure
-from ..runs import Run
+from ..records.runs import Run
 from .curves import band, percent_axis, with_gaps
 from .methods import Method, describe, over_seeds, seen_accuracy, spread, told
+from .style import COLOURS, COLUMN, INK, add_legend, line_look, new_figure
 from .units import byte_axis
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..breakdown import read_clients
+from ..measure.breakdown import read_clients
 from ..metrics.matrix import FloatArray
-from ..plot_style import COLOURS, INK, MARKERS, PAGE, add_legend, line_look, new_figure
-from ..runs import Run
+from ..records.runs import Run
 from .curves import over_tasks, percent_axis
 from .methods import Method, describe, over_seeds, told
+from .style import COLOURS, INK, MARKERS, PAGE, add_legend, line_look, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from .. import files
-from ..breakdown import CLASSES_CSV
 from ..compare.groups import differing, group
 from ..errors import RunFailed, UsageError
-from ..plot_style import FORMATS, picture
-from ..runs import Run, find_runs
+from ..measure.breakdown import CLASSES_CSV
+from ..records import files
+from ..records.runs import Run, find_runs
 from .catalog import PlotKind, kind_of
 from .drawing import Options, draw
+from .style import FORMATS, picture
 
 DEFAULT_FORMATS = ("png", "svg")
 METHODS = ("pca", "tsne")

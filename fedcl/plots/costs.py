@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..metrics.matrix import FloatArray
-from ..plot_style import COLOURS, HATCHES, INK, PAGE, TEXT_SIZE, add_legend, new_figure, wrap
-from ..progress import size
-from ..runs import Run
+from ..records.runs import Run
+from ..tell.progress import size
 from .methods import Method, describe, over_seeds, spread, told
+from .style import COLOURS, HATCHES, INK, PAGE, TEXT_SIZE, add_legend, new_figure, wrap
 from .units import byte_axis, time_axis, time_unit
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..metrics.matrix import FloatArray
-from ..plot_style import COLOURS, COLUMN, add_legend, line_look, new_figure, task_ticks
 from .methods import Method, describe, over_seeds, seen_accuracy, spread, told
+from .style import COLOURS, COLUMN, add_legend, line_look, new_figure, task_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError
-from ..runs import Run
+from ..records.runs import Run
 from .catalog import kind_of
 from .methods import Method, methods_of
 
@@ -44,7 +44,7 @@ def draw(kind: str, runs: Sequence[Run], options: Options | None = None) -> Figu
 
     Args:
         kind: one of :data:`fedcl.plots.KINDS`.
-        runs: from :func:`fedcl.runs.find_runs`; exactly one for kinds that show a run.
+        runs: from :func:`fedcl.records.runs.find_runs`; exactly one for kinds that show a run.
         options: None for the defaults.
 
     Raises:

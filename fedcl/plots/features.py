@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from ..feature_log import Features, read_features
+from ..measure.feature_log import Features, read_features
 from ..metrics.matrix import FloatArray
-from ..plot_style import COLOURS, MARKERS, PAGE, add_legend, new_figure
-from ..runs import Run
+from ..records.runs import Run
+from .style import COLOURS, MARKERS, PAGE, add_legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

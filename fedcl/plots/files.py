@@ -13,11 +13,11 @@ from ..errors import UsageError
 from ..metrics import matrix as mx
 from ..metrics.io import read_matrix
 from ..metrics.matrix import Counts, FloatArray, Matrix
-from ..plot_style import COLOURS, COLUMN, HATCHES, INK, PAGE, add_legend, new_figure, save, task_ticks
 from .curves import curve_figure, draw_curves, percent_axis, with_gaps
 from .forgetting import bars_figure
 from .matrix import heat_figure
 from .methods import spread
+from .style import COLOURS, COLUMN, HATCHES, INK, PAGE, add_legend, new_figure, save, task_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..breakdown import CLASSES_CSV, read_classes
 from ..errors import RunFailed
+from ..measure.breakdown import CLASSES_CSV, read_classes
 from ..metrics import matrix as mx
 from ..metrics.matrix import FloatArray
-from ..plot_style import (
+from ..records.runs import Run
+from .methods import Method, describe, over_seeds, spread, told
+from .style import (
     COLOURS,
     COLUMN,
     GREY,
@@ -24,8 +26,6 @@ from ..plot_style import (
     shortened,
     task_ticks,
 )
-from ..runs import Run
-from .methods import Method, describe, over_seeds, spread, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

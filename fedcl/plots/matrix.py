@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..metrics.matrix import FloatArray
-from ..plot_style import GREY, INK, PAGE, TEXT_SIZE, luminance, new_figure, task_ticks, wrap
 from .methods import Method, describe, over_seeds, told
+from .style import GREY, INK, PAGE, TEXT_SIZE, luminance, new_figure, task_ticks, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from ..compare.groups import Method, group
 from ..errors import UsageError
 from ..metrics import matrix as mx
 from ..metrics.matrix import FloatArray
-from ..runs import Run
+from ..records.runs import Run
 
 __all__ = ["Method", "describe", "methods_of", "over_seeds", "seen_accuracy", "spread", "told"]
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from ..errors import RunFailed
 from ..metrics.matrix import FloatArray
-from ..plot_style import COLUMN, MARKERS, PAGE, TEXT_SIZE, add_legend, line_look, new_figure, wrap
-from ..runs import Run
+from ..records.runs import Run
 from .curves import band, over_tasks, percent_axis
 from .methods import Method, describe, over_seeds, seen_accuracy, spread, told
+from .style import COLUMN, MARKERS, PAGE, TEXT_SIZE, add_legend, line_look, new_figure, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

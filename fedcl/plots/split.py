@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import RunFailed
-from ..runs import Run
+from ..records.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def split_figure(run: Run, options: Options) -> Figure:
-    """Training images by class, client and task: a panel a task, see :func:`fedcl.split.split_picture`.
+    """Training images by class, client and task: a panel a task, see :func:`fedcl.streams.split.split_picture`.
 
     The split is built again from ``config.yaml``, so the data have to be there.
 
@@ -24,8 +24,8 @@ def split_figure(run: Run, options: Options) -> Figure:
     """
     from ..build import build_split, split_hash
     from ..config import load_config
-    from ..quiet import quiet_libraries
-    from ..split import split_picture
+    from ..streams.split import split_picture
+    from ..tell.quiet import quiet_libraries
 
     config = load_config(run.folder / "config.yaml")
     with quiet_libraries(lambda record: None):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..compare.metric import metric_of
-from ..runs import Run
+from ..records.runs import Run
 from .parts import THIN, UNDEFINED, Cell, Column, Table, words
 
 SPREADS = ("weighted_mean", "mean", "std", "worst_decile")

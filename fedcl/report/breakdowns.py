@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..breakdown import CLASSES_CSV, CLIENTS_CSV, read_classes, read_clients
 from ..errors import FedclError
+from ..measure.breakdown import CLASSES_CSV, CLIENTS_CSV, read_classes, read_clients
 from ..metrics.matrix import FloatArray
-from ..runfolder import MATRIX
-from ..runs import Run
+from ..records.runfolder import MATRIX
+from ..records.runs import Run
 from .parts import SPACE, Cell, Chooser, Column, Table, count, numbers, percent
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RunFailed, UsageError
-from ..files import write_atomic, writing
-from ..runs import find_runs
+from ..records.files import write_atomic, writing
+from ..records.runs import find_runs
 from .layout import MOST_BYTES, Page, render
 from .several import comparison_page
 from .single import run_page
@@ -44,7 +44,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, across_protocol
     in the one that holds all that were given.
 
     Args:
-        paths: as for :func:`fedcl.runs.find_runs`.
+        paths: as for :func:`fedcl.records.runs.find_runs`.
         out: HTML file to write.
         across_protocols: compare runs of different protocols too.
 

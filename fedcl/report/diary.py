@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ..runs import Run
+from ..records.runs import Run
 from .parts import Cell, Column, Table, words
 
 MOST_LINES = 200

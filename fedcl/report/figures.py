@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import FedclError
 from ..plots import KINDS, Options, draw
 from ..plots.methods import methods_of, over_seeds, seen_accuracy
-from ..runs import Run
+from ..records.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ class Picture:
 
     def png(self) -> str:
         """As a ``data:`` address."""
-        from ..plot_style import picture
+        from ..plots.style import picture
 
         self.figure.set_dpi(SCREEN)
         return f"data:image/png;base64,{base64.b64encode(picture(self.figure, 'png')).decode()}"
@@ -103,7 +103,7 @@ def _why(message: str, runs: Sequence[Run]) -> str:
 
 
 def _drawn(kind: str, runs: Sequence[Run]) -> Picture:
-    from ..plot_style import picture
+    from ..plots.style import picture
 
     figure = draw(kind, runs, Options(title=""))
     width = float(figure.get_figwidth())

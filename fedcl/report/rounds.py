@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..progress import size
-from ..runfolder import EVENTS
-from ..runs import Run
+from ..records.runfolder import EVENTS
+from ..records.runs import Run
+from ..tell.progress import size
 from .parts import SPACE, UNDEFINED, Cell, Column, Table, count, number, numbers, percent
 
 

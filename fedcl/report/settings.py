@@ -8,7 +8,7 @@ from typing import Any
 
 from ..compare.groups import shown
 from ..errors import UsageError
-from ..runs import Run, flat
+from ..records.runs import Run, flat
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..compare.results import Estimate, Pair
 from ..compare.words import p_text
 from ..plots import KINDS
 from ..plots.methods import methods_of
-from ..runs import Broken, Found, Run, within
+from ..records.runs import Broken, Found, Run, within
 from .amounts import KEYS, Figure, key_figures
 from .breakdowns import across
 from .figures import Drawn, Picture, pictures_of

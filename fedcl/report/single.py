@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..plots import KINDS
-from ..runs import Broken, Run
+from ..records.runs import Broken, Run
 from .amounts import Figure, all_numbers, key_figures
 from .breakdowns import class_parts, client_parts, matrix_table
 from .diary import Diary, diary_of, origin_of

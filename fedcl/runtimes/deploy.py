@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 from .. import __version__
 from .. import config as settings
 from ..errors import FedclError, Interrupted, RunFailed
-from ..progress import PlainProgress
+from ..tell.progress import PlainProgress
 
 if TYPE_CHECKING:
     from ..federation.flower_internals import Grid
-    from ..progress import Progress
     from ..run import RunResult
+    from ..tell.progress import Progress
 
 HOME = ".flwr"
 """Folder of Flower's settings inside a run folder; hidden, so that the run folder still counts as new."""
@@ -89,8 +89,8 @@ def drive(config: settings.Config, folder: Path, progress: Progress) -> RunResul
     Raises:
         UsageError, RunFailed, Interrupted: as in the ServerApp, or the SuperLink cannot be reached.
     """
+    from ..records.runfolder import CONFIG, RunFolder
     from ..run import load
-    from ..runfolder import CONFIG, RunFolder
 
     going_on = (folder / CONFIG).is_file()
     if going_on:

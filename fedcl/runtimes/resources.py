@@ -7,8 +7,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..environment import usable_cpus
 from ..errors import UsageError
+from ..records.environment import usable_cpus
 
 if TYPE_CHECKING:
     from ..build import Experiment
@@ -60,7 +60,7 @@ def settle_resources(config: Config) -> Config:
     engine = config.engine
     if engine.runtime != "ray":
         return config
-    from ..engine import device_of
+    from ..local.engine import device_of
 
     cpus, gpus = usable_cpus(), 0
     if device_of(engine.device).type == "cuda":

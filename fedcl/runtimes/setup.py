@@ -45,7 +45,7 @@ class Setup:
         own_test: the store that clients' own test rows are of.
         states: folder of the client states, where nodes share it with the server; None: the node's own ``state-dir``.
         kept: exchanges whose client states a checkpoint may need, right after they changed; None: discard nothing.
-        hidden: rows of the training store whose labels no client may see, see :func:`fedcl.labels.to_text`.
+        hidden: rows of the training store whose labels no client may see, see :func:`fedcl.streams.labels.to_text`.
     """
 
     run: str
@@ -59,7 +59,7 @@ class Setup:
     @classmethod
     def of(cls, experiment: Experiment, folder: Path) -> Setup:
         """The setup of a run in its folder."""
-        from ..labels import to_text
+        from ..streams.labels import to_text
 
         config = experiment.config
         shared = config.engine.runtime == "ray"
@@ -123,12 +123,12 @@ def build_node(setup: Setup, own: NodeConfig) -> Node:
         UsageError: the node lacks the data, a strategy, a device or a folder for states.
     """
     from ..build import make_node
-    from ..engine import apply_engine, device_of
     from ..federation.store import ClientStore
-    from ..labels import from_text
-    from ..loading import load_images
-    from ..resolve import resolve
+    from ..local.engine import apply_engine, device_of
+    from ..settings.resolve import resolve
     from ..stack import Stack
+    from ..streams.labels import from_text
+    from ..streams.loading import load_images
 
     config = settings.load_config(setup.config)
     # Each worker sees its own GPUs, counted from 0; a SuperNode may have another device than the server.
@@ -174,7 +174,7 @@ def take_place(node: Node, setup: Setup, place: list[int]) -> None:
     file = node.clients.folder.parent / PLACE
     data = json.dumps(place).encode()
     if setup.states is None and not (file.is_file() and file.read_bytes() == data):
-        from .. import files
+        from ..records import files
 
         with files.writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..progress import Clock, duration, percent
+from ..tell.progress import Clock, duration, percent
 from .job import Outcome
 from .plan import Point
 

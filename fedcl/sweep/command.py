@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Interrupted, UsageError
-from ..files import writing
+from ..records.files import writing
 from .board import Board, make_board
 from .job import Outcome
 from .machine import make_room

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..config import Config, parse_options
 from ..errors import UsageError
-from ..merging import pair
-from ..runs import flat
+from ..records.runs import flat
+from ..settings.merging import pair
 
 Settings = dict[str, Any]
 

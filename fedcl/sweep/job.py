@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import FedclError, Interrupted
-from ..progress import QuietProgress, Standing
+from ..tell.progress import QuietProgress, Standing
 
 if TYPE_CHECKING:
     from .plan import Point
@@ -72,17 +72,17 @@ class Telling(QuietProgress):
         self._last = 0.0
 
     def start(self, title: str, tasks: int, rounds: int, done: int) -> None:
-        """See :class:`fedcl.progress.Progress`."""
+        """See :class:`fedcl.tell.progress.Progress`."""
         self._tasks, self._rounds = tasks, rounds
         self._say(done // max(rounds, 1), done % max(rounds, 1), Standing())
 
     def round(self, task: int, round: int, standing: Standing) -> None:
-        """See :class:`fedcl.progress.Progress`."""
+        """See :class:`fedcl.tell.progress.Progress`."""
         if time.monotonic() - self._last >= BETWEEN:
             self._say(task, round + 1, standing)
 
     def task_done(self, task: int, standing: Standing) -> None:
-        """See :class:`fedcl.progress.Progress`."""
+        """See :class:`fedcl.tell.progress.Progress`."""
         self._say(task, self._rounds, standing)
 
     def _say(self, task: int, round: int, standing: Standing) -> None:
@@ -109,7 +109,7 @@ def perform(job: Job, tell: Tell) -> Outcome:
     except FedclError as error:
         status, cause = "failed", str(error)
     except Exception as error:
-        from ..crash import stored
+        from ..commands.crash import stored
 
         status, cause = "failed", stored(error, folder)
     return Outcome(status, cause, peak_memory())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Config
-from ..environment import SHARE, usable_cpus
+from ..records.environment import SHARE, usable_cpus
 
 ESTIMATE = 1500 * 2**20
 """Bytes that a run is taken to need before one has ended; a small one with torch and Avalanche holds about 1 GB."""

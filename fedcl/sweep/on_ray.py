@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
-from ..environment import SHARE, usable_cpus
 from ..errors import Interrupted, RunFailed, UsageError
-from ..schema import Engine
+from ..records.environment import SHARE, usable_cpus
+from ..settings.schema import Engine
 from .board import Board
 from .job import Job, Outcome, perform
 from .plan import Point

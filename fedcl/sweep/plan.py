@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import presets
 from ..config import Config, config_hash, load_config
 from ..errors import UsageError
-from ..resolve import anchored, resolve
+from ..settings import presets
+from ..settings.resolve import anchored, resolve
 from .grid import VARIES, Axis, Combination, Section, Settings, parse_section, same
 from .names import name_variants
 from .states import State, finished, state_of

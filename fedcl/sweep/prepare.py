@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import Config
 from ..errors import UsageError
-from ..runfolder import check_name
+from ..records.runfolder import check_name
 from .grid import VARIES, Request, combinations, parse_request, parse_seeds
 from .plan import Loader, Point, Variant, make_points, make_variants, named_root, settle_varies
 
@@ -131,7 +131,7 @@ def prepare(asked: Asked) -> Prepared:
 
 def protocol_seeds(base: Config) -> list[int]:
     """The seeds that a followed protocol asks for, else the one of the settings."""
-    from .. import protocols
+    from ..settings import protocols
 
     found = protocols.find(base.protocol.name) if base.protocol.name else None
     return list(found.card.seeds) if found is not None and found.card is not None else [base.seed]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunFailed
-from ..runfolder import RunFolder
+from ..records.runfolder import RunFolder
 
 Finished = dict[str, Any]
 

@@ -21,12 +21,12 @@ import torch
 
 from ..config import Config
 from ..errors import Interrupted, UsageError
-from ..events import read_events
-from ..files import to_json, write_atomic
-from ..loading import load_images
-from ..resolve import anchored, resolve
-from ..runfolder import EVENTS
+from ..records.events import read_events
+from ..records.files import to_json, write_atomic
+from ..records.runfolder import EVENTS
+from ..settings.resolve import anchored, resolve
 from ..stream import DatasetLabels, Stage, Stream
+from ..streams.loading import load_images
 from .board import Board
 from .grid import Axis, Range, Settings
 from .job import Outcome

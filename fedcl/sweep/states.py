@@ -9,9 +9,9 @@ from typing import Literal
 
 from ..config import Config, config_hash, load_config, to_yaml
 from ..errors import FedclError, RunFailed, UsageError
-from ..files import write_atomic, writing
-from ..runfolder import CONFIG, MATRIX, SUMMARY, RunFolder
-from ..runs import INSIDE, flat
+from ..records.files import write_atomic, writing
+from ..records.runfolder import CONFIG, MATRIX, SUMMARY, RunFolder
+from ..records.runs import INSIDE, flat
 from .grid import same
 
 State = Literal["new", "resume", "done"]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import RunFailed
-from ..progress import duration, size
+from ..tell.progress import duration, size
 from .board import spread
 from .job import Outcome
 from .plan import Point

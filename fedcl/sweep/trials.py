@@ -11,8 +11,8 @@ from typing import Any
 from .. import registry
 from ..config import Config
 from ..errors import RunFailed
-from ..merging import hint
-from ..resolve import resolve
+from ..settings.merging import hint
+from ..settings.resolve import resolve
 from .grid import Axis, Range, Settings, same
 from .plan import Loader, Variant, owner_of
 

@@ -9,8 +9,8 @@ from fedcl import random as counter
 from fedcl.cards import Card
 from fedcl.errors import UsageError
 from fedcl.partitioning import Partition
-from fedcl.population import Pool
 from fedcl.stream import Ids
+from fedcl.streams.population import Pool
 
 from ._deal import class_sizes, deal_by_class, even_sizes
 

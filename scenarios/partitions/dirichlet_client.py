@@ -8,8 +8,8 @@ from fedcl import config as settings
 from fedcl import random as counter
 from fedcl.cards import Card
 from fedcl.partitioning import Partition
-from fedcl.population import Pool
 from fedcl.stream import Ids
+from fedcl.streams.population import Pool
 
 from ._deal import check_concentration, class_sizes, deal_by_class, dirichlet_logs, even_sizes, fill_quota
 

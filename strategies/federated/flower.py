@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedcl.arrival import size_at_hand
 from fedcl.bridges.flower import FlowerAggregator
 from fedcl.cards import Card, option
 from fedcl.federation.cohort import cohort_there
-from fedcl.stragglers import round_pace
 from fedcl.strategy import Arrays, Server, Strategy
+from fedcl.streams.arrival import size_at_hand
+from fedcl.streams.stragglers import round_pace
 
 if TYPE_CHECKING:
     from fedcl.config import Config

@@ -17,7 +17,7 @@ from fedcl.bench.measure import CONTESTANTS, Contestant, measure, take_part
 from fedcl.bench.players import Player, PlayerFailed, peak_memory, play
 from fedcl.bench.report import bar_chart, scaling_chart, text
 from fedcl.bench.workloads import STANDARD, of_cohort
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 from fedcl.errors import UsageError
 
 # Takes part at once: no torch. What it does before a turn's end is given by its first argument.

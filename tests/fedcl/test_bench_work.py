@@ -52,9 +52,9 @@ def test_a_round_of_ours_is_a_round_of_the_loop(path: str, tmp_path: Path) -> No
     from fedcl.build import build
     from fedcl.experiments.bench.peer_loop import federated_round
     from fedcl.experiments.bench.work import network
-    from fedcl.order import plan
-    from fedcl.progress import QuietProgress
+    from fedcl.local.order import plan
     from fedcl.run import execute
+    from fedcl.tell.progress import QuietProgress
 
     engine = [("engine.path", path), ("engine.dtype", "float64"), ("engine.threads", 1), ("engine.device", "cpu")]
     config = settings("mlp-100", [*of_cohort(4), ("federation.rounds", 1), ("output.dir", str(tmp_path)), *engine])

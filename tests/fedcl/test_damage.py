@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fedcl.errors import RunFailed
-from fedcl.progress import QuietProgress
+from fedcl.tell.progress import QuietProgress
 
 if TYPE_CHECKING:
     from fedcl.run import RunResult

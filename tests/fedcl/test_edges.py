@@ -10,7 +10,7 @@ import pytest
 
 from fedcl.config import load_config
 from fedcl.errors import RunFailed, UsageError
-from fedcl.resolve import resolve
+from fedcl.settings.resolve import resolve
 
 if TYPE_CHECKING:
     from fedcl.config import Config

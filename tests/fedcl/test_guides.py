@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -17,9 +17,9 @@ from fedcl.build import build
 from fedcl.conduct import initial_state
 from fedcl.federation.server import Callbacks, Federation
 from fedcl.federation.store import ClientStore
-from fedcl.optim import make_optimiser
-from fedcl.stacked import Cohort, train_cohort
-from fedcl.training import Trained, train_client
+from fedcl.local.optim import make_optimiser
+from fedcl.local.stacked import Cohort, train_cohort
+from fedcl.local.training import Trained, train_client
 
 if TYPE_CHECKING:
     from fedcl.config import Config

@@ -12,7 +12,7 @@ from fedcl import registry
 from fedcl.config import load_config
 from fedcl.errors import UsageError
 from fedcl.registry import Registry
-from fedcl.resolve import resolve
+from fedcl.settings.resolve import resolve
 
 PLUGIN = '''
 """A plugin."""

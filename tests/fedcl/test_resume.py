@@ -11,7 +11,7 @@ import pytest
 
 from fedcl.config import load_config, to_yaml
 from fedcl.errors import RunFailed, UsageError
-from fedcl.runfolder import RunFolder
+from fedcl.records.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from fedcl.config import Config
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Tiny = Callable[[Mapping[str, Any]], "RunResult"]
 TinyConfig = Callable[[Mapping[str, Any]], "Config"]
-STEP = "fedcl.training:gather"
+STEP = "fedcl.local.training:gather"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "no meta", "flipped meta"])
@@ -89,8 +89,8 @@ def test_a_damaged_client_state_is_an_error_that_names_it(lab: Any) -> None:
 
 
 def test_resume_of_a_finished_run_does_nothing(tiny: Tiny) -> None:
-    from fedcl.progress import QuietProgress
     from fedcl.run import resume
+    from fedcl.tell.progress import QuietProgress
 
     result = tiny({"strategy": ["replay"]})
     kept = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in result.folder.rglob("*") if p.is_file()}
@@ -100,16 +100,16 @@ def test_resume_of_a_finished_run_does_nothing(tiny: Tiny) -> None:
 
 
 def test_resume_of_no_run_is_a_usage_error(tmp_path: Path) -> None:
-    from fedcl.progress import QuietProgress
     from fedcl.run import resume
+    from fedcl.tell.progress import QuietProgress
 
     with pytest.raises(UsageError, match="the folder of a run"):
         resume(tmp_path, progress=QuietProgress())
 
 
 def test_resume_on_other_data_is_refused(lab: Any) -> None:
-    from fedcl.progress import QuietProgress
     from fedcl.run import resume
+    from fedcl.tell.progress import QuietProgress
 
     folder, _ = lab.start(lab.settings("replay+fedewc"), lab.kill(STEP, 40))
     config = load_config(folder / "config.yaml")
@@ -120,8 +120,8 @@ def test_resume_on_other_data_is_refused(lab: Any) -> None:
 
 
 def test_a_run_with_a_plugin_resumes_in_the_process_that_began_it(tiny_config: TinyConfig, tmp_path: Path) -> None:
-    from fedcl.progress import QuietProgress
     from fedcl.run import resume, run
+    from fedcl.tell.progress import QuietProgress
 
     plugin = tmp_path / "flaky_probe.py"
     plugin.write_text(

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from fedcl import random as counter
-from fedcl.runfolder import RunFolder
+from fedcl.records.runfolder import RunFolder
 
-STEP = "fedcl.training:gather"
-RENAME = "fedcl.files:replace"
-WRITE = "fedcl.files:write_bytes"
+STEP = "fedcl.local.training:gather"
+RENAME = "fedcl.records.files:replace"
+WRITE = "fedcl.records.files:write_bytes"
 CHECKPOINT = "checkpoints/"
 RANDOM_POINTS = {"replay+fedewc": 3, "everything": 5, "private parts, convolutions": 4, "adaptive server": 2}
 

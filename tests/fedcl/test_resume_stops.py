@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-STEP = "fedcl.training:gather"
-RENAME = "fedcl.files:replace"
-WRITE = "fedcl.files:write_bytes"
+STEP = "fedcl.local.training:gather"
+RENAME = "fedcl.records.files:replace"
+WRITE = "fedcl.records.files:write_bytes"
 CHECKPOINT = "checkpoints/"
 
 
@@ -32,7 +32,7 @@ def test_interrupt_finishes_the_step_saves_and_names_resume(lab: Any, step: int)
 
 def test_interrupt_during_evaluation(lab: Any) -> None:
     whole, _ = lab.whole("everything")
-    fault = lab.kill("fedcl.evaluation:Evaluator.predict", 5, action="interrupt1")
+    fault = lab.kill("fedcl.measure.evaluation:Evaluator.predict", 5, action="interrupt1")
     folder, answer = lab.start(lab.settings("everything"), fault)
     assert answer["code"] == 130
     assert lab.resume(folder)["error"] == ""
@@ -78,7 +78,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(lab: Any, match: str, a
 
 def test_a_disk_that_is_full_for_everything_says_what_came_first(lab: Any) -> None:
     whole, _ = lab.whole("everything")
-    fault = {"functions": [WRITE, "fedcl.events:_append"], "at": 40, "action": "full", "ever_after": True}
+    fault = {"functions": [WRITE, "fedcl.records.events:_append"], "at": 40, "action": "full", "ever_after": True}
     folder, answer = lab.start(lab.settings("everything"), fault)
     assert answer["code"] == 1
     assert answer["error"].count("cannot write") == 1

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from fedcl.config import Config, load_config
 from fedcl.errors import UsageError
+from fedcl.records.runfolder import RunFolder
 from fedcl.run import run
-from fedcl.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from fedcl.run import RunResult
@@ -107,7 +107,7 @@ def literal_training(config: Config) -> dict[str, torch.Tensor]:
     Only what is random is taken from the engine: initial values, the split and the order of the images.
     """
     from fedcl.build import build
-    from fedcl.order import plan
+    from fedcl.local.order import plan
 
     experiment = build(config)
     node, stages = experiment.node, experiment.stream.stages

@@ -18,8 +18,8 @@ import torch
 
 from fedcl.config import Config, load_config
 from fedcl.errors import RunFailed, UsageError
+from fedcl.records.runfolder import RunFolder
 from fedcl.run import execute, load, run
-from fedcl.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from fedcl.run import RunResult
@@ -185,13 +185,13 @@ def test_a_folder_with_a_run_is_refused_and_resume_named(tiny_config: TinyConfig
 
 
 def test_a_folder_in_which_another_process_works_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    from fedcl.progress import QuietProgress
     from fedcl.run import resume
+    from fedcl.tell.progress import QuietProgress
 
     result = tiny({})
     holder = subprocess.Popen(
         [sys.executable, "-c",
-         "import sys, pathlib\nfrom fedcl.runfolder import RunFolder\n"
+         "import sys, pathlib\nfrom fedcl.records.runfolder import RunFolder\n"
          f"with RunFolder.open(pathlib.Path({str(result.folder)!r})):\n"
          "    print('held', flush=True)\n    sys.stdin.read()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

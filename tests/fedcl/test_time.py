@@ -15,15 +15,15 @@ import torch
 from rich.console import Console
 
 from fedcl import registry
-from fedcl import schema as settings
 from fedcl.build import build
 from fedcl.cards import render_card
-from fedcl.checkpoint import unpack_tensors
-from fedcl.clocks import own_order
 from fedcl.errors import UsageError
 from fedcl.federation.call import Call, Header
-from fedcl.stacked import train_cohort
-from fedcl.training import train_client
+from fedcl.local.stacked import train_cohort
+from fedcl.local.training import train_client
+from fedcl.records.checkpoint import unpack_tensors
+from fedcl.settings import schema as settings
+from fedcl.streams.clocks import own_order
 
 if TYPE_CHECKING:
     from fedcl.config import Config

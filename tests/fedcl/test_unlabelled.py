@@ -18,10 +18,10 @@ from fedcl.conduct import initial_state
 from fedcl.errors import Interrupted, RunFailed
 from fedcl.federation.server import Callbacks, Federation
 from fedcl.federation.store import ClientStore
-from fedcl.progress import QuietProgress
+from fedcl.local.stacked import train_cohort
+from fedcl.local.training import train_client
 from fedcl.run import execute, resume
-from fedcl.stacked import train_cohort
-from fedcl.training import train_client
+from fedcl.tell.progress import QuietProgress
 
 if TYPE_CHECKING:
     from fedcl.config import Config

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 EVERYTHING = [
-    "fedcl.training:gather", "fedcl.files:write_bytes", "fedcl.files:replace", "fedcl.files:sync",
-    "fedcl.federation.server:merge_measured", "fedcl.evaluation:Evaluator.predict",
+    "fedcl.local.training:gather", "fedcl.records.files:write_bytes", "fedcl.records.files:replace",
+    "fedcl.records.files:sync", "fedcl.federation.server:merge_measured", "fedcl.measure.evaluation:Evaluator.predict",
 ]  # fmt: skip
 """Steps, everything that touches the disk for whole files, replies, evaluations."""
 
@@ -102,8 +102,8 @@ def child(request: dict[str, Any], told: int) -> int:
     """Runs or resumes; returns the exit code."""
     from fedcl.config import load_config
     from fedcl.errors import FedclError
-    from fedcl.progress import QuietProgress
     from fedcl.run import execute, resume
+    from fedcl.tell.progress import QuietProgress
 
     messages: list[str] = []
 
@@ -135,7 +135,7 @@ def main() -> None:
     fedcl.build.build(load_config({"strategy": ["finetune"]}, {"engine.threads": 1}))  # imports all; trains nothing
     for name in (
         "fedcl.run",
-        "fedcl.evaluation",
+        "fedcl.measure.evaluation",
         "fedcl.federation.server",
         "fedcl.federation.flower_internals",
     ):

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fedcl import random as counter
 from fedcl.build import build
-from fedcl.checkpoint import load_newest
 from fedcl.config import Config
 from fedcl.models.model import Output
+from fedcl.records.checkpoint import load_newest
 from fedcl.run import RunResult
 from fedcl.strategy import Batch, Step
 

@@ -92,7 +92,7 @@ def test_with_finetune_it_is_the_bound(tiny: Run) -> None:
 
 
 def test_means_of_old_images_are_superseded(tiny: Run, tiny_config: Configure) -> None:
-    from fedcl.checkpoint import load_newest
+    from fedcl.records.checkpoint import load_newest
 
     overrides = {"scenario.name": "cumulative", "scenario.tasks": 3, "strategy": ["nearest_mean"]}
     found = load_newest(tiny(overrides).folder / "checkpoints", lambda text: None)

@@ -17,7 +17,6 @@ from scipy import stats
 
 from fedcl import config as settings
 from fedcl.errors import UsageError
-from fedcl.population import can_draw, draw_population
 from fedcl.scenarios.partitions.classes_per_client import ClassesPerClient
 from fedcl.scenarios.partitions.dirichlet import Dirichlet
 from fedcl.scenarios.partitions.dirichlet_client import DirichletClient
@@ -26,6 +25,7 @@ from fedcl.scenarios.partitions.label_quantity_skew import LabelQuantitySkew
 from fedcl.scenarios.partitions.quantity_skew import QuantitySkew
 from fedcl.scenarios.partitions.shards import Shards
 from fedcl.stream import Stage, Stream
+from fedcl.streams.population import can_draw, draw_population
 
 RULES = [IID, Dirichlet, DirichletClient, ClassesPerClient, QuantitySkew, LabelQuantitySkew]
 MILLION = 10**6

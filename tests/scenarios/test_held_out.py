@@ -9,11 +9,11 @@ import torch
 from fedcl import config as settings
 from fedcl.build import build, load_model
 from fedcl.errors import UsageError
-from fedcl.evaluation import Evaluator
+from fedcl.measure.evaluation import Evaluator
 from fedcl.partitioning import held_out_clients, partition_stream
-from fedcl.population import draw_population
 from fedcl.scenarios.partitions.iid import IID
 from fedcl.stream import Stage, Stream
+from fedcl.streams.population import draw_population
 
 NOTHING = np.empty(0, np.int64)
 

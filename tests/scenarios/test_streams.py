@@ -16,11 +16,11 @@ from fedcl import config as settings
 from fedcl import registry
 from fedcl.build import build, build_split
 from fedcl.errors import UsageError
-from fedcl.labels import masked
 from fedcl.partitioning import partition_stream
 from fedcl.runtimes.setup import Setup, build_node, images_digest
-from fedcl.split import draw_split
 from fedcl.stream import DatasetLabels
+from fedcl.streams.labels import masked
+from fedcl.streams.split import draw_split
 
 DEFAULT_STACK = {
     "strategy": ["fedlwf", "nearest_mean", "supcon", "weight_aligning"],

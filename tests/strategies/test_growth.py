@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedcl.checkpoint import load_newest
+from fedcl.records.checkpoint import load_newest
 from fedcl.run import RunResult
 
 Run = Callable[[Mapping[str, Any]], RunResult]

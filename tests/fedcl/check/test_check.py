@@ -15,7 +15,7 @@ from fedcl import registry
 from fedcl.check import NAMES, check_strategy
 from fedcl.check.edges import EDGES
 from fedcl.check.target import find_target
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 
 HEADER = '''
 import random

@@ -4,7 +4,7 @@ import pytest
 
 from fedcl.compare.groups import group
 from fedcl.errors import UsageError
-from fedcl.runs import find_runs
+from fedcl.records.runs import find_runs
 
 
 def labels(path, **arguments):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 from fedcl.compare import compare
 from fedcl.compare.render import COLUMNS, FORMATS, as_csv, latex, markdown, terminal
 from fedcl.errors import UsageError

@@ -199,6 +199,6 @@ def test_centralised_bound_has_no_bytes(tiny: Tiny) -> None:
 
 
 def _events(result: RunResult) -> list[dict[str, Any]]:
-    from fedcl.runfolder import RunFolder
+    from fedcl.records.runfolder import RunFolder
 
     return RunFolder.view(result.folder).events()

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fedcl.checkpoint import load_newest
 from fedcl.errors import Interrupted, RunFailed
 from fedcl.federation import chunks
-from fedcl.progress import QuietProgress
+from fedcl.local.stacked import Training
+from fedcl.records.checkpoint import load_newest
 from fedcl.run import execute, resume
-from fedcl.stacked import Training
+from fedcl.tell.progress import QuietProgress
 
 if TYPE_CHECKING:
     from fedcl.config import Config
@@ -182,7 +182,7 @@ REAL = """
 import json, resource, sys
 from pathlib import Path
 from fedcl.config import load_config
-from fedcl.progress import QuietProgress
+from fedcl.tell.progress import QuietProgress
 from fedcl.run import execute
 
 class Limiting(QuietProgress):

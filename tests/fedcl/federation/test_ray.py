@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fedcl.errors import RunFailed
-from fedcl.progress import QuietProgress
 from fedcl.run import execute, resume
+from fedcl.tell.progress import QuietProgress
 
 if TYPE_CHECKING:
     from fedcl.config import Config
-    from fedcl.progress import Standing
+    from fedcl.tell.progress import Standing
 
 TinyConfig = Callable[[Mapping[str, Any]], "Config"]
 

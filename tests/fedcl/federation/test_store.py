@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import fedcl
-from fedcl import files
 from fedcl.errors import RunFailed
 from fedcl.federation.store import ClientStore
+from fedcl.records import files
 
 CHECKOUT = str(Path(fedcl.__file__).parents[1])
 LARGE = 10**9
@@ -193,7 +193,7 @@ def test_survives_kill(tmp_path: Path) -> None:
     code = """
 import os, signal, sys, torch
 from pathlib import Path
-from fedcl import files
+from fedcl.records import files
 from fedcl.federation.store import ClientStore
 store = ClientStore(Path(sys.argv[1]), 0)
 store.put(0, 1, {"a": torch.tensor(1)})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedcl.metrics.forgetting import forgetting_per_class
 from fedcl.metrics.of_run import anytime_of, class_summary, class_table, per_class_forgetting, run_metrics
-from fedcl.runfolder import RunFolder
+from fedcl.records.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from fedcl.run import RunResult

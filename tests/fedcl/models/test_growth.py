@@ -12,6 +12,7 @@ from torch.func import grad
 
 from fedcl.config import Model, Optimiser
 from fedcl.errors import UsageError
+from fedcl.local.optim import PureOptimiser, make_optimiser
 from fedcl.models.arrays import (
     Arrays,
     buffer_names,
@@ -24,7 +25,6 @@ from fedcl.models.arrays import (
 )
 from fedcl.models.heads import simplex
 from fedcl.models.model import FedModel, build_model, run
-from fedcl.optim import PureOptimiser, make_optimiser
 
 SHAPE = (1, 8, 8)
 HEADS = ["linear", "linear without bias", "cosine", "nearest_mean"]

@@ -13,8 +13,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fedcl.breakdown import class_csv, client_csv
-from fedcl.runs import Run, as_run, find_runs
+from fedcl.measure.breakdown import class_csv, client_csv
+from fedcl.records.runs import Run, as_run, find_runs
 
 SETTINGS: dict[str, Any] = {
     "data.name": "digits", "data.limit": 12, "data.validation": 0.0, "data.augment": [], "scenario.tasks": 3,
@@ -30,8 +30,8 @@ SETTINGS: dict[str, Any] = {
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with finetune (seeds 0 and 1) and replay (budgets 512 and 2048, seed 0) of three tasks each."""
     from fedcl.config import load_config
-    from fedcl.progress import QuietProgress
     from fedcl.run import execute
+    from fedcl.tell.progress import QuietProgress
 
     root = tmp_path_factory.mktemp("real")
     settings = dict(SETTINGS)

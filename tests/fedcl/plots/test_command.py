@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 from fedcl.errors import RunFailed, UsageError
 from fedcl.plots import KINDS
 from fedcl.plots.command import plot_folders

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fedcl.breakdown import read_classes, read_clients
 from fedcl.errors import RunFailed, UsageError
-from fedcl.feature_log import read_features
+from fedcl.measure.breakdown import read_classes, read_clients
+from fedcl.measure.feature_log import read_features
 from fedcl.metrics.matrix import per_task_forgetting, seen_accuracy_weighted
-from fedcl.plot_style import FORMATS, picture
 from fedcl.plots import KINDS, Options, draw
 from fedcl.plots.costs import TIMES, seconds
 from fedcl.plots.features import Plane
 from fedcl.plots.forgetting import class_forgetting
 from fedcl.plots.probes import read_probes
-from fedcl.runs import Run, as_run
+from fedcl.plots.style import FORMATS, picture
+from fedcl.records.runs import Run, as_run
 
 Clashes = Callable[[Figure], list[str]]
 METHODS = [name for name, kind in KINDS.items() if kind.shows == "methods"]
@@ -186,10 +186,10 @@ def test_features_are_those_of_the_model(one: Run) -> None:
     import torch
 
     from fedcl.build import build
-    from fedcl.checkpoint import load_newest
     from fedcl.config import load_config
     from fedcl.federation.call import below
-    from fedcl.probing import panel_rows
+    from fedcl.measure.probing import panel_rows
+    from fedcl.records.checkpoint import load_newest
 
     experiment = build(load_config(one.folder / "config.yaml"))
     checkpoint = load_newest(one.folder / "checkpoints", lambda text: None)

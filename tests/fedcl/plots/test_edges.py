@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fedcl.errors import RunFailed, UsageError
 from fedcl.plots import KINDS, draw
-from fedcl.runs import Run, as_run
+from fedcl.records.runs import Run, as_run
 
 METHODS = [name for name, kind in KINDS.items() if kind.shows == "methods"]
 Clashes = Callable[[Figure], list[str]]

@@ -14,10 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from fedcl import plot_style, plots
+from fedcl import plots
 from fedcl.errors import UsageError
 from fedcl.metrics import write_matrix
 from fedcl.metrics.matrix import per_task_forgetting, seen_accuracy, seen_accuracy_weighted
+from fedcl.plots import style
 
 LONG = "W" * 90 + " " + "a_long_strategy_name+" * 12
 R = np.array([[0.8, 0.1, 0.3], [0.6, 0.7, 0.2], [0.9, 0.4, 0.5]])
@@ -79,7 +80,7 @@ def test_nothing_is_clipped(tasks: int, tmp_path: Path, saved: list[Figure]) -> 
     for path, figure in zip(paths, saved, strict=True):
         assert outside(figure) == [], path.name
         assert "".join(figure.get_suptitle().split()) == "".join(LONG.split())
-        assert image.imread(path).shape[1] == int(figure.get_figwidth() * plot_style.DPI)
+        assert image.imread(path).shape[1] == int(figure.get_figwidth() * style.DPI)
         for axes in figure.axes:
             ticks = [t.get_window_extent() for t in axes.get_xticklabels() if t.get_text()]
             assert all(a.x1 < b.x0 for a, b in pairwise(ticks)), path.name
@@ -124,8 +125,8 @@ def test_heat_map_cells_are_the_matrix_and_can_be_read(tmp_path: Path, saved: li
     for text in axes.texts:
         j, i = text.get_position()
         assert text.get_text() == f"{100 * R[int(i), int(j)]:.0f}"
-        cell = plot_style.luminance(colours(R[int(i), int(j)]))
-        ink = plot_style.luminance([float(text.get_color() == "white")] * 3)
+        cell = style.luminance(colours(R[int(i), int(j)]))
+        ink = style.luminance([float(text.get_color() == "white")] * 3)
         assert (max(cell, ink) + 0.05) / (min(cell, ink) + 0.05) > 4.5
     assert "After training" in axes.get_ylabel()
     assert "Tested" in axes.get_xlabel()

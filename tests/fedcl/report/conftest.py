@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fedcl import random as counter
-from fedcl.breakdown import class_csv, client_csv
+from fedcl.measure.breakdown import class_csv, client_csv
 from fedcl.report import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -31,8 +31,8 @@ SETTINGS: dict[str, Any] = {
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real run of three tasks, with probes, features and personal test sets."""
     from fedcl.config import load_config
-    from fedcl.progress import QuietProgress
     from fedcl.run import execute
+    from fedcl.tell.progress import QuietProgress
 
     own = {"name": "whole", "output.dir": str(tmp_path_factory.mktemp("real"))}
     result = execute(load_config({"strategy": ["replay"]}, {**SETTINGS, **own}), progress=QuietProgress())

@@ -176,7 +176,7 @@ def test_one_is_chosen(what: str, single: Path, opened: Opened) -> None:
 
 
 def numbers_of(folder: Path, noun: str, index: int) -> list[str]:
-    from fedcl.breakdown import read_classes, read_clients
+    from fedcl.measure.breakdown import read_classes, read_clients
 
     table = read_classes(folder, 3).accuracy if noun == "class" else read_clients(folder, 3, 3).seen()
     return [f"{round(100 * value, 2):.1f}" for value in table[:, index].tolist() if value == value]

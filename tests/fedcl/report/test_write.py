@@ -11,15 +11,15 @@ from types import ModuleType
 
 import pytest
 
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 from fedcl.errors import RunFailed, UsageError
+from fedcl.records.runs import as_run
 from fedcl.report import layout, write_report
 from fedcl.report.amounts import all_numbers, key_figures
 from fedcl.report.figures import inline_svg
 from fedcl.report.parts import number, percent
 from fedcl.report.settings import sections_of
 from fedcl.report.single import run_page
-from fedcl.runs import as_run
 
 PAGE = Path(__file__).parents[3] / "docs" / "report.md"
 

@@ -13,8 +13,8 @@ import pytest
 from fedcl import app
 from fedcl.errors import RunFailed, UsageError
 from fedcl.federation.flower_internals import LocalGrid, Message, make_error, number_message
-from fedcl.progress import QuietProgress
 from fedcl.run import RunResult, execute, resume
+from fedcl.tell.progress import QuietProgress
 
 if TYPE_CHECKING:
     from fedcl.config import Config

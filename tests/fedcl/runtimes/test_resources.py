@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fedcl.errors import RunFailed, UsageError
-from fedcl.progress import QuietProgress
 from fedcl.run import execute
 from fedcl.runtimes import resources
 from fedcl.runtimes.resources import check_runtime, settle_resources
+from fedcl.tell.progress import QuietProgress
 
 if TYPE_CHECKING:
     from fedcl.config import Config
@@ -89,7 +89,7 @@ def test_without_ray_the_extra_is_named() -> None:
     code = (
         "import sys, importlib.util as u; found = u.find_spec\n"
         "u.find_spec = lambda name, package=None: None if name == 'ray' else found(name, package)\n"
-        "from fedcl.cli import run_command_line; sys.exit(run_command_line(['run', '--runtime', 'ray']))"
+        "from fedcl.commands.cli import run_command_line; sys.exit(run_command_line(['run', '--runtime', 'ray']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2

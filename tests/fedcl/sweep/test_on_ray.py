@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from fedcl.config import load_config, to_yaml
-from fedcl.progress import QuietProgress
 from fedcl.run import execute
 from fedcl.sweep.command import sweep
 from fedcl.sweep.prepare import Asked
+from fedcl.tell.progress import QuietProgress
 
 pytestmark = [
     pytest.mark.ray,

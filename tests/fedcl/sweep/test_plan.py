@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 from fedcl.errors import UsageError
 from fedcl.sweep.command import dry_run, locked
 from fedcl.sweep.machine import ESTIMATE, available_memory, make_room, visible_gpus
@@ -70,7 +70,7 @@ def test_a_file_with_a_sweep_section(tmp_path: Path) -> None:
 
 def test_a_protocol_brings_its_seeds_and_the_values_that_it_varies(tmp_path: Path) -> None:
     runs = planned(tmp_path, "protocol=efc-cifar100-cold-small", "strategy=finetune,fedlwf", seeds=None)
-    from fedcl.protocols import find
+    from fedcl.settings.protocols import find
 
     protocol = find("efc-cifar100-cold-small")
     assert protocol is not None

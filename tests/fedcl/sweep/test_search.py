@@ -16,7 +16,7 @@ import pytest
 
 from fedcl.config import load_config, to_yaml
 from fedcl.errors import Interrupted, RunFailed, UsageError
-from fedcl.runs import find_runs
+from fedcl.records.runs import find_runs
 from fedcl.sweep import command
 from fedcl.sweep.board import Board
 from fedcl.sweep.command import sweep
@@ -231,7 +231,7 @@ def test_without_optuna_the_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import importlib.util as u, sys; found = u.find_spec;"
         "u.find_spec = lambda name, package=None: None if name == 'optuna' else found(name, package)\n"
-        "from fedcl.cli import run_command_line; sys.exit(run_command_line(sys.argv[1:]))"
+        "from fedcl.commands.cli import run_command_line; sys.exit(run_command_line(sys.argv[1:]))"
     )
     words = ["sweep", "--search", "2", "optimiser.lr=0.1..1", "--out", str(tmp_path), "--quiet"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
@@ -245,8 +245,8 @@ def test_runs_on_validation_images_read_no_test_image(
 ) -> None:
     from fedcl.build import build
     from fedcl.data.store import TensorStore
-    from fedcl.progress import QuietProgress
     from fedcl.run import execute
+    from fedcl.tell.progress import QuietProgress
 
     settings = {"data.validation": 0.25, "partition.test": "same_mix", "evaluate.probes": ["nearest_mean"]}
     plain = execute(tiny_config(settings), progress=QuietProgress())

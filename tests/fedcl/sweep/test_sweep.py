@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from fedcl.cli import run_command_line
+from fedcl.commands.cli import run_command_line
 from fedcl.config import load_config, to_yaml
 from fedcl.errors import Interrupted, RunFailed, UsageError
-from fedcl.progress import QuietProgress
+from fedcl.records.runs import find_runs
 from fedcl.run import execute
-from fedcl.runs import find_runs
 from fedcl.sweep import command
 from fedcl.sweep.board import Board
 from fedcl.sweep.command import dry_run, sweep
@@ -28,6 +27,7 @@ from fedcl.sweep.pool import Pool
 from fedcl.sweep.prepare import Asked, prepare
 from fedcl.sweep.table import Swept
 from fedcl.sweep.worker import Worker
+from fedcl.tell.progress import QuietProgress
 
 PLUGIN = '''
 import os

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fedcl.build import build
-from fedcl.checkpoint import load_newest
 from fedcl.config import Config
 from fedcl.errors import Interrupted, UsageError
-from fedcl.progress import QuietProgress
+from fedcl.records.checkpoint import load_newest
 from fedcl.run import RunResult, execute, resume
 from fedcl.strategies.federated.flower import ALL, cohort_sizes
+from fedcl.tell.progress import QuietProgress
 
 Configure = Callable[[Mapping[str, Any]], Config]
 Run = Callable[[Mapping[str, Any]], RunResult]

@@ -20,11 +20,11 @@ from fedcl.config import Config, load_config
 from fedcl.errors import UsageError
 from fedcl.federation.call import Call, Header
 from fedcl.federation.reduction import Reducer
+from fedcl.local.training import NamedModels
 from fedcl.models.arrays import grow_head
 from fedcl.run import RunResult
 from fedcl.strategies.prototype.nearest_mean import NearestMean, nearest_mean_scores
 from fedcl.strategy import Predictor
-from fedcl.training import NamedModels
 
 Configure = Callable[[Mapping[str, Any]], Config]
 Run = Callable[[Mapping[str, Any]], RunResult]
@@ -130,7 +130,7 @@ def test_a_whole_run_over_three_tasks_with_a_frozen_encoder(tiny_config: Configu
 
 
 def test_means_of_a_task_are_taken_with_its_last_global_model(tiny_config: Configure, oracle: ModuleType) -> None:
-    from fedcl.checkpoint import load_newest
+    from fedcl.records.checkpoint import load_newest
     from fedcl.run import run
 
     config = tiny_config({"strategy": ["nearest_mean"], "scenario.tasks": 1})

@@ -1,0 +1,1 @@
+"""What the commands do between their arguments and what they print."""

@@ -1,0 +1,1 @@
+"""Local training: one client at a time, or many as one stacked model."""

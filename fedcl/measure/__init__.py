@@ -1,0 +1,1 @@
+"""What is measured: predictions, matrices, probes, costs."""

@@ -1,0 +1,1 @@
+"""How a run tells people where it stands."""
