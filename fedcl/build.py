@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,12 +21,12 @@ from .federation.cohort import cohort_there, reach_note
 from .federation.node import Node
 from .federation.store import ClientStore
 from .local.engine import DTYPES, apply_engine, device_of, resolve_engine
-from .local.optim import make_optimiser
+from .local.optim import Group, make_optimiser
 from .local.training import blame
 from .measure.judging import settle_evaluation
 from .measure.on_validation import on_validation
 from .models.arrays import buffer_names, initial_arrays, parameter_names
-from .models.model import build_model
+from .models.model import add_modules, build_model
 from .records.checkpoint import load_newest, unpack_tensors
 from .settings.resolve import misspelt, resolve
 from .stack import Stack
@@ -162,6 +163,7 @@ def make_node(
         names_ = ", ".join(s.name for s in stack if s.needs_projector)
         raise UsageError("model.projector", "none", f"auto, linear or mlp: {names_} needs a projector")
     model = build_model(config.model, store.shape, projector=wants_projector, seed=config.seed)
+    with_modules(model, stack, config.seed)
     config = settle_batches(config, model)
     dtype = DTYPES[config.engine.dtype]
     initial = initial_arrays(model, dtype)
@@ -170,12 +172,29 @@ def make_node(
     initial = {n: a.to(store.device).contiguous() for n, a in initial.items()}
     return Node(
         config=config, model=model.to(store.device), store=store, test=test, stack=stack,
-        clients=ClientStore(Path(), 0), optimiser=make_optimiser(config.optimiser), class_order=tuple(class_order),
-        augmentations=parse_augmentations(config.data.augment), dtype=dtype,
+        clients=ClientStore(Path(), 0), optimiser=make_optimiser(config.optimiser, groups_of(stack)),
+        class_order=tuple(class_order), augmentations=parse_augmentations(config.data.augment), dtype=dtype,
         channels_last=config.engine.memory_format == "channels_last",
         parameters=tuple(parameter_names(model)), buffers=tuple(buffer_names(model)), initial=initial,
         own_test={"train": store, "test": test, None: None}[own_test],
     )  # fmt: skip
+
+
+def with_modules(model: FedModel, stack: Stack, seed: int) -> FedModel:
+    """The model, with the modules that strategies add to it."""
+    for strategy in stack.having("modules"):
+        with blame(strategy, "modules"):
+            add_modules(model, strategy.name, seed, partial(strategy.modules, model))
+    return model
+
+
+def groups_of(stack: Stack) -> list[Group]:
+    """The optimiser settings that strategies ask for."""
+    found: list[Group] = []
+    for strategy in stack.having("groups"):
+        with blame(strategy, "groups"):
+            found += strategy.groups()
+    return found
 
 
 def settle_batches(config: settings.Config, model: FedModel) -> settings.Config:
@@ -275,6 +294,8 @@ def load_model(folder: Path) -> FedModel:
     shape = tuple(found.meta["image_shape"])
     projector = any(n.startswith("projector.") for n in arrays)
     model = build_model(replace(config.model, checkpoint=None), shape, projector=projector, seed=config.seed)
+    if any(n.startswith("extra.") for n in arrays):
+        with_modules(model, Stack.of(resolve(config).strategies), config.seed)
     for name, array in arrays.items():
         owner, _, short = name.rpartition(".")
         module = model.get_submodule(owner)

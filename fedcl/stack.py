@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from .errors import UsageError
 from .strategy import Arrays, Step, Strategy
 
-SLOTS = ("task_loss", "aggregate", "predict")
+SLOTS = ("task_loss", "phases", "weight", "round", "aggregate", "personal", "predict")
 """Hooks that only one strategy of a stack may implement."""
 
 
@@ -48,16 +49,35 @@ class Stack:
         """Whether a strategy learns from images without labels, so that a client can train on these."""
         return any(s.unlabelled == "learns" for s in self.strategies)
 
+    def having(self, hook: str) -> tuple[Strategy, ...]:
+        """The strategies that define a hook themselves, in the order of the stack."""
+        return tuple(s for s in self.strategies if getattr(type(s), hook) is not getattr(Strategy, hook))
+
     def __iter__(self) -> Iterator[Strategy]:
         return iter(self.strategies)
 
 
-def narrowed(step: Step, strategy: Strategy, down: Mapping[str, Arrays], state: Mapping[str, Arrays]) -> Step:
+class Holder(Protocol):
+    """What a client has of each strategy, by its name."""
+
+    @property
+    def down(self) -> Mapping[str, Arrays]: ...
+
+    @property
+    def state(self) -> Mapping[str, Arrays]: ...
+
+    @property
+    def carried(self) -> Mapping[str, Arrays]: ...
+
+
+def narrowed(step: Step, strategy: Strategy, client: Holder) -> Step:
     """The same step with the arrays and the state of one strategy; the forward pass stays shared."""
-    return replace(step, down=down.get(strategy.name, {}), state=state.get(strategy.name, {}))
+    name = strategy.name
+    down, state, carried = client.down.get(name, {}), client.state.get(name, {}), client.carried.get(name, {})
+    return replace(step, down=down, state=state, carried=carried, strategy=name)
 
 
-def seen_by(step: Step, strategy: Strategy, down: Mapping[str, Arrays], state: Mapping[str, Arrays]) -> Step | None:
+def seen_by(step: Step, strategy: Strategy, client: Holder) -> Step | None:
     """As :func:`narrowed`, without images that have no label where the strategy ignores them; None without any other.
 
     The strategy's own :attr:`Strategy.unlabelled` decides, so that none meets the label -1 unprepared.
@@ -66,4 +86,4 @@ def seen_by(step: Step, strategy: Strategy, down: Mapping[str, Arrays], state: M
         step = step.labelled()
         if not len(step.y):
             return None
-    return narrowed(step, strategy, down, state)
+    return narrowed(step, strategy, client)

@@ -66,7 +66,7 @@ def check_share(seen: Observed) -> str:
     answers = dict(node.sharing)
     strategy = node.stack.strategies[0]
     for name in answers:
-        if len({strategy.share(name) for _ in range(3)}) > 1:
+        if len({strategy.share(name, node.model) for _ in range(3)}) > 1:
             raise Failed(f"share({name!r}) does not always give the same answer; it must depend on the name only")
     trained = [name for name in node.parameters if answers[name] != "frozen"]
     if not trained:

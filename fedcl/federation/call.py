@@ -94,6 +94,7 @@ class Call:
         ids: each client's labelled training rows of this task, (n,) int64.
         own: rows of each client's own test images of this task, where its model is to be tested after training.
         unlabelled: each client's training rows of this task without a label; {} where all are labelled.
+        each: arrays for single clients of the strategy whose function is called.
     """
 
     header: Header
@@ -103,12 +104,23 @@ class Call:
     ids: Mapping[int, Tensor]
     own: Mapping[int, Tensor] = field(default_factory=dict)
     unlabelled: Mapping[int, Tensor] = field(default_factory=dict)
+    each: Mapping[int, Arrays] = field(default_factory=dict)
+
+    def to(self, client: int) -> Mapping[str, Arrays]:
+        """The broadcast arrays of each strategy with those that are for one client alone."""
+        own = self.each.get(client)
+        if not own:
+            return self.down
+        name = self.header.function.partition(":")[0]
+        return {**self.down, name: {**self.down.get(name, {}), **own}}
 
     def arrays(self) -> Arrays:
         """Everything as one flat mapping for the message."""
         flat = {f"model/{n}": a for n, a in self.model.items()}
         flat |= {f"previous/{n}": a for n, a in self.previous.items()}
         flat |= {f"down/{s}/{n}": a for s, arrays in self.down.items() for n, a in arrays.items()}
+        mine = {c: self.each[c] for c in self.header.clients if c in self.each}
+        flat |= {f"each/{c}/{n}": a for c, arrays in mine.items() for n, a in arrays.items()}
         flat |= self._rows("ids", self.ids)
         if self.own:
             flat |= self._rows("own", self.own)
@@ -125,10 +137,14 @@ class Call:
     def of(cls, header: Header, flat: Arrays) -> Call:
         """The inverse of :meth:`arrays`."""
         down: dict[str, Arrays] = {}
+        each: dict[int, Arrays] = {}
         for name, array in flat.items():
             if name.startswith("down/"):
                 strategy, key = name.removeprefix("down/").split("/", 1)
                 down.setdefault(strategy, {})[key] = array
+            elif name.startswith("each/"):
+                client, key = name.removeprefix("each/").split("/", 1)
+                each.setdefault(int(client), {})[key] = array
 
         def rows(name: str) -> dict[int, Tensor]:
             if f"_{name}" not in flat:
@@ -144,6 +160,7 @@ class Call:
             rows("ids"),
             rows("own"),
             rows("unlabelled"),
+            each,
         )
 
     def restricted(self, clients: list[int]) -> Call:

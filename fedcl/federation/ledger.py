@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..errors import FedclError
 from ..local.stackable import unchanged
-from ..local.training import Shape, train_client
+from ..local.training import Kind, Shape, train_client
 from .bytes import nbytes, nfloats
 
 if TYPE_CHECKING:
@@ -31,13 +31,27 @@ if TYPE_CHECKING:
     from .node import Node
 
 
-def key_of(task: int, own: int, shape: Shape) -> str:
-    """Names what decides the FLOPs of a client's step: the server's and its own task, and the shape of its batch.
+Shapes = Mapping[Shape, int] | Mapping[Kind, int]
+"""How many steps had batches of each shape."""
 
-    >>> key_of(2, 0, (32, 16))
-    '2:0:32,16'
+
+def key_of(task: int, own: int, kind: Kind) -> str:
+    """Names what decides the FLOPs of a client's step: the server's and its own task, and the shape of its batch; after
+    the first phase of a round the number of the phase too.
+
+    >>> key_of(2, 0, (32, 16)), key_of(2, 0, (1, (32, 16)))
+    ('2:0:32,16', '2:0:32,16 in phase 2')
     """
-    return f"{task}:{own}:{','.join(map(str, shape))}"
+    place, shape = parts(kind)
+    late = f" in phase {place + 1}" if place > 0 else " in an exchange" if place < 0 else ""
+    return f"{task}:{own}:{','.join(map(str, shape))}{late}"
+
+
+def parts(kind: Kind) -> tuple[int, Shape]:
+    """The number of the phase, 0 for the first one, and the shape of a batch."""
+    if len(kind) == 2 and isinstance(kind[1], tuple):
+        return kind
+    return 0, kind
 
 
 class Ledger:
@@ -49,7 +63,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.bytes_up = self.floats_up = 0
-        self.work: list[tuple[int, float, Mapping[Shape, int]]] = []
+        self.work: list[tuple[int, float, Shapes]] = []
 
     def sent(self, arrays: Arrays) -> None:
         """Adds an upload."""
@@ -57,7 +71,7 @@ class Ledger:
         self.floats_up += nfloats(arrays)
 
     @contextmanager
-    def at(self, client: int, seconds: float = 0.0, shapes: Mapping[Shape, int] | None = None) -> Iterator[None]:
+    def at(self, client: int, seconds: float = 0.0, shapes: Shapes | None = None) -> Iterator[None]:
         """Times what a client does beside its steps, for which ``seconds`` and their shapes are known already."""
         begun = perf_counter()
         yield
@@ -73,20 +87,20 @@ class Ledger:
         peak = peak_memory(node.store.device)
         header, known = call.header, set(call.header.counted)
         work: list[list[Any]] = []
-        found: dict[str, tuple[int, Shape]] = {}
+        found: dict[str, tuple[int, Kind]] = {}
         for client, seconds, shapes in self.work:
-            keys = {key_of(header.task, header.standing(client)[0], shape): shape for shape in shapes}
-            work.append([client, seconds, {key: shapes[shape] for key, shape in keys.items()}])
-            for key, shape in keys.items():
+            keys = {key_of(header.task, header.standing(client)[0], kind): (kind, n) for kind, n in shapes.items()}
+            work.append([client, seconds, {key: steps for key, (_, steps) in keys.items()}])
+            for key, (kind, _) in keys.items():
                 if key not in known and node.config.evaluate.flops:
-                    found.setdefault(key, (client, shape))
+                    found.setdefault(key, (client, kind))
         return {
             "bytes_up": self.bytes_up, "floats_up": self.floats_up, "peak": [peak], "work": work,
             "flops": [[key, *step_flops(node, call, *place)] for key, place in found.items()],
         }  # fmt: skip
 
 
-def step_flops(node: Node, call: Call, number: int, shape: Shape) -> tuple[int | None, str]:
+def step_flops(node: Node, call: Call, number: int, kind: Kind) -> tuple[int | None, str]:
     """FLOPs of one training step of a client on a batch of a shape that it had in this call.
 
     The step starts from what the client started this call with; only the number is kept.
@@ -94,10 +108,13 @@ def step_flops(node: Node, call: Call, number: int, shape: Shape) -> tuple[int |
     Returns:
         The count and ""; None and the reason where the step cannot be run under the counter.
     """
+    place, shape = parts(kind)
+    if place < 0:
+        return None, "they are not counted where a strategy trains inside an exchange of its own"
     client = node.client(call, number)
     try:
         with unchanged(node), FlopCount() as counter:
-            train_client(client, limit=1, size=abs(shape[0]))
+            train_client(client, limit=1, size=abs(shape[0]), only=place)
     except FedclError as error:
         if node.stop():
             raise

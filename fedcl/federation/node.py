@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from ..data.augment import Augmentation, augment
-from ..local.training import Client, NamedModels, Trained, blame
+from ..local.training import Client, NamedModels, blame
 from ..masks import on_device
-from ..measure.evaluation import head_correct
 from ..models.arrays import class_axes, frozen_names, grow_like
-from ..models.model import run
+from ..models.model import run, run_module
 from ..stack import Stack
 from ..strategy import Arrays, Reduction, Sharing, Strategy
 from .call import Call, Header, Reply, below, prefixed
 from .chunks import train_chunks
 from .ledger import Ledger
 from .reduction import SUMS, Reducer
+from .sending import end_round, leaving, probed, weight_of
 from .sharing import sharing_of
+from .trainer import Trainer, nothing_trained
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -121,12 +122,30 @@ class Node:
         mode: Literal["train", "eval"],
         taps: tuple[str, ...] = (),
         seed: Tensor | None = None,
+        batch_norm: Literal["same", "eval"] = "same",
     ) -> Output:
         """A functional forward pass in the memory format of this node; see :func:`fedcl.models.model.run`."""
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        batch_norm: Literal["same", "eval"] = "eval" if self.config.model.batch_norm == "frozen" else "same"
-        return run(self.model, arrays, x, train=mode == "train", seed=seed, taps=taps, batch_norm=batch_norm)
+        still = self.norm(batch_norm)
+        return run(self.model, arrays, x, train=mode == "train", seed=seed, taps=taps, batch_norm=still)
+
+    def apply(
+        self,
+        module: str,
+        arrays: Arrays,
+        inputs: tuple[Tensor, ...],
+        mode: Literal["train", "eval"],
+        seed: Tensor | None = None,
+        batch_norm: Literal["same", "eval"] = "same",
+    ) -> Any:
+        """A functional call of one submodule, see :func:`fedcl.models.model.run_module`."""
+        still = self.norm(batch_norm)
+        return run_module(self.model, module, arrays, inputs, train=mode == "train", seed=seed, batch_norm=still)
+
+    def norm(self, asked: Literal["same", "eval"]) -> Literal["same", "eval"]:
+        """How BatchNorm behaves in training, as a phase asks for and by the policy of the model."""
+        return "eval" if self.config.model.batch_norm == "frozen" else asked
 
     def schedule_total(self, steps: int, header: Header) -> int:
         """The length of what the schedule counts: steps of a round, rounds of a task, or tasks."""
@@ -138,7 +157,7 @@ class Node:
         stored = self.clients.get(client, header.sequence - 1)
         stored = {n: a.to(device) for n, a in stored.items()}
         private = self.private_arrays(stored, header.width)
-        state = {s.name: self.grown_state(s, below(stored, f"{s.name}/"), header.width) for s in self.stack}
+        state = {s.name: self.state_of(s, stored, header.width) for s in self.stack}
         received = {**call.model, **private}
         ids = call.ids[client].to(device)
         without = call.unlabelled.get(client, ids[:0]).to(device)
@@ -146,11 +165,16 @@ class Node:
         previous = {**call.previous, **private} if call.previous else {}
         _, known, new = header.standing(client)
         return Client(
-            client, header, ids, labels, received, call.down, state,
+            client, header, ids, labels, received, call.to(client), state,
             NamedModels(self, {"received": received, "stage:previous": previous}),
             self.mask(header.width, known), self.mask(header.width, new),
             torch.bincount(labels, minlength=header.width), self, on_device(tuple(header.heads), device), without,
         )  # fmt: skip
+
+    def state_of(self, strategy: Strategy, stored: Arrays, width: int) -> Arrays:
+        """A strategy's part of a client's stored state, for ``width`` classes."""
+        mine = {n: a.to(self.store.device) for n, a in below(stored, f"{strategy.name}/").items()}
+        return self.grown_state(strategy, mine, width)
 
     def mask(self, width: int, classes: Sequence[int]) -> Tensor:
         """(width,) bool mask of class positions; the same tensor whenever it is asked for the same ones."""
@@ -211,10 +235,11 @@ class Node:
         """A round of local training of the cohort; clients without images answer with nothing."""
         rules = self.train_rules()
         # A whole stack is summed at once, unless the server wants to see the single models.
-        fused = rules["model/"] in SUMS
+        fused = rules["model/"] in SUMS and not self.stack.having("upload")
         reducer = Reducer(rules)
         ledger, idle = Ledger(), []
         own: dict[str, list[int]] = {}
+        weights: dict[int, float] = {}
         totals: dict[str, float] = {}
         terms: dict[str, int] = {}
         changes: list[dict[str, Any]] = []
@@ -228,22 +253,22 @@ class Node:
                 if not result.steps:
                     idle.append(client.id)
                     continue
-                own |= self.probe(call, client, result.arrays)
+                own |= probed(self, call, client, result.arrays)
                 with ledger.at(client.id, cohort.seconds * result.steps, result.shapes):
-                    uploads, state = self.end_round(client, result)
+                    uploads, state = end_round(self, client, result)
+                    left, weight = leaving(self, client, result), weight_of(self, client, result)
                 self.save(client, state, result.arrays, call.header.sequence)
                 if not stack:
-                    shared = {n: a for n, a in result.arrays.items() if self.leaves(n)}
-                    uploads = prefixed(shared, "model/") | uploads
-                reducer.add(uploads, self.weight(result))
+                    uploads = prefixed(left, "model/") | uploads
+                reducer.add(uploads, weight)
+                weights[client.id] = weight
                 ledger.sent(uploads)
                 steps, samples = steps + result.steps, samples + result.samples
                 for term, value in result.losses.items():
                     totals[term] = totals.get(term, 0.0) + value * result.samples
                     terms[term] = terms.get(term, 0) + result.samples
             if stack and cohort.active:
-                weights = [self.weight(cohort.clients[place][1]) for place in cohort.active]
-                reducer.add_stack(stack, weights)
+                reducer.add_stack(stack, [weights[cohort.clients[place][0].id] for place in cohort.active])
                 ledger.sent(stack)
             client = result = cohort = stack = None  # type: ignore[assignment]  # their memory is for the next chunk
         arrays, facts = reducer.partial()
@@ -261,18 +286,6 @@ class Node:
         """Whether an array of the model leaves a client."""
         return self.sharing[name] == "shared" or name in self.averaged
 
-    def weight(self, result: Trained) -> float:
-        """What a client counts for in a weighted mean."""
-        return float(result.samples) if self.config.federation.weighting == "samples" else 1.0
-
-    def probe(self, call: Call, client: Client, arrays: Arrays) -> dict[str, list[int]]:
-        """[correct, total] of a trained model on the client's own test rows in the call, by client; {} without any."""
-        rows = call.own.get(client.id)
-        if self.own_test is None or rows is None or not len(rows):
-            return {}
-        found = head_correct(self, arrays, client.known, self.own_test, rows.cpu().numpy(), client.heads)
-        return {str(client.id): [found, len(rows)]}
-
     def train_rules(self) -> dict[str, Reduction]:
         """The reduction of everything a round uploads."""
         owner = self.stack.owners["aggregate"]
@@ -282,32 +295,22 @@ class Node:
             rules |= {f"{strategy.name}/{n}": r for n, r in strategy.reductions.items()}
         return rules
 
-    def end_round(self, client: Client, result: Trained) -> tuple[Arrays, dict[str, Arrays]]:
-        """All strategies' uploads and new client states."""
-        uploads: Arrays = {}
-        state: dict[str, Arrays] = {}
-        for strategy in self.stack:
-            if type(strategy).end_round is Strategy.end_round:
-                state[strategy.name] = client.state[strategy.name]
-                continue
-            with blame(strategy, "end_round"):
-                arrays, state[strategy.name] = strategy.end_round(client.context(strategy), result.arrays, result.steps)
-            uploads |= prefixed(arrays, f"{strategy.name}/")
-        return uploads, state
-
     def ask(self, call: Call, name: str, method: str) -> Reply:
         """Calls a strategy's method at each client and reduces what it uploads."""
         strategy = next(s for s in self.stack if s.name == name)
         reducer, ledger = Reducer(strategy.reductions), Ledger()
+        measured: dict[str, Any] = nothing_trained()
         for number in call.header.clients:
             client = self.client(call, number)
             before = client.state.get(name, {})
-            with blame(strategy, method), ledger.at(number):
-                arrays, after = getattr(strategy, method)(client.context(strategy))
+            did = Trainer(client)
+            with blame(strategy, method), ledger.at(number, shapes=did.shapes):
+                arrays, after = getattr(strategy, method)(client.context(strategy, trainer=did))
+            did.report(measured)
             if after is not before:
                 self.save(client, {**client.state, name: after}, None, call.header.sequence)
             learns = strategy.unlabelled == "learns"
             reducer.add(arrays, max(float(len(client.ids) + learns * len(client.unlabelled)), 1.0))
             ledger.sent(arrays)
         arrays, facts = reducer.partial()
-        return Reply(arrays, facts, ledger.measured(self, call))
+        return Reply(arrays, facts, {**measured, **ledger.measured(self, call)})

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from ..errors import Interrupted, RunFailed, Stopped
 from ..local.training import blame
-from ..strategy import Arrays, Broadcast, ClientContext, Strategy
-from ..streams.arrival import at_hand, of_use, unlabelled_at_hand
-from ..streams.public import Public, public_of
+from ..strategy import Arrays, Broadcast, Strategy
+from ..streams.arrival import at_hand, unlabelled_at_hand
 from ..streams.stragglers import round_pace
 from .bytes import ByteMeter, Group, written
 from .call import Call, Header, Reply, below, prefixed
-from .cohort import cohort_there, reached
+from .cohort import cohort_there
 from .reduction import Reducer
+from .trainer import nothing_trained
+from .view import View, merge_measured
 
 if TYPE_CHECKING:
-    from ..models.model import FedModel
     from ..stream import Ids, Split, Stream
     from .node import Node
 
@@ -229,18 +229,12 @@ class Federation:
         cohort = cohort_there(self.config, self.split, state.task, state.round)
         pace = round_pace(self.config, self.split, cohort, state.task, state.round)
         before = self.meter.state()
-        down: dict[str, Broadcast] = {}
-        for strategy in self.stack:
-            with blame(strategy, "broadcast"):
-                view = View(self, state, strategy)
-                sent = strategy.broadcast(view)
-            state = view.current
-            if sent.arrays:
-                down[strategy.name] = sent
-        needs_previous = any(s.needs_previous for s in self.stack)
-        reducer, measured, state = self.call(
-            state, "train", cohort, down, self.node.train_rules(), previous=needs_previous, limits=pace.limits
-        )
+        begun = state.model
+        owner = self.stack.owners["round"]
+        if owner is None:
+            reducer, measured, state = self.default_round(state, cohort, pace.limits)
+        else:
+            reducer, measured, state = self.own_round(state, owner, cohort)
         measured |= {"stragglers": pace.limits, "simulated_seconds": pace.seconds}
         measured |= {"cohort": len(cohort), "counted": self.counted, **self.meter.since(before)}
         state = replace(state, engine=departed(state.engine, measured["engine"]))
@@ -251,10 +245,34 @@ class Federation:
             result = {}
         for strategy in self.stack:
             with blame(strategy, "after_aggregate"):
-                view = View(self, state, strategy, uploads=below(result, f"{strategy.name}/"))
+                uploads = below(result, f"{strategy.name}/")
+                view = View(self, state, strategy, uploads, begun, cohort)
                 model, new = strategy.after_aggregate(view)
                 state = view.done(model, new)
         return state, measured
+
+    def default_round(
+        self, state: State, cohort: Sequence[int], limits: dict[int, int]
+    ) -> tuple[Reducer, dict[str, Any], State]:
+        """Broadcast and local training of a cohort."""
+        down: dict[str, Broadcast] = {}
+        begun = state.model
+        for strategy in self.stack:
+            with blame(strategy, "broadcast"):
+                view = View(self, state, strategy, before=begun, cohort=cohort)
+                sent = strategy.broadcast(view)
+            state = view.current
+            if sent.arrays:
+                down[strategy.name] = sent
+        previous = any(s.needs_previous for s in self.stack)
+        return self.call(state, "train", cohort, down, self.node.train_rules(), previous=previous, limits=limits)
+
+    def own_round(self, state: State, owner: Strategy, cohort: Sequence[int]) -> tuple[Reducer, dict[str, Any], State]:
+        """A round that a strategy makes of its own exchanges; nothing is left to be reduced."""
+        with blame(owner, "round"):
+            view = View(self, state, owner, before=state.model, cohort=cohort, measured=nothing_trained())
+            model, new = owner.round(view)
+            return Reducer({}), view.measured, view.done(model, new)
 
     def aggregate(self, state: State, reducer: Reducer) -> State:
         """The new global model from what the cohort sent."""
@@ -308,6 +326,7 @@ class Federation:
         *,
         previous: bool,
         limits: dict[int, int] | None = None,
+        each: Mapping[int, Arrays] | None = None,
     ) -> tuple[Reducer, dict[str, Any], State]:
         """The exchange: one call at every node that hosts one of ``clients``, one reduction, all bytes counted."""
         sequence = state.sequence + 1
@@ -326,13 +345,16 @@ class Federation:
         sent = {n: b.arrays for n, b in down.items()}
         bare = unlabelled_at_hand(self.config, self.stream, self.split, task, state.round, header.clients)
         without = {c: torch.from_numpy(ids) for c, ids in bare.items()}
-        call = Call(header, shared, old, sent, rows, self.own_rows(header), without)
+        call = Call(header, shared, old, sent, rows, self.own_rows(header), without, each or {})
         groups = [Group("model", f"model:{state.version}", shared)]
         groups += [Group("previous", f"task:{task}", old)] if old else []
         for name, broadcast in down.items():
             scope = {"run": "run", "task": f"task:{task}", "round": f"call:{sequence}"}[broadcast.scope]
             groups.append(Group(name, scope, broadcast.arrays))
         self.meter.charge_down(groups, header.clients)
+        for client in header.clients:
+            if call.each.get(client):
+                self.meter.charge_down([Group("each", f"call:{sequence}", call.each[client])], [client])
         reducer = Reducer(rules)
         measured: dict[str, Any] = {}
         for reply in self.send(call):
@@ -359,110 +381,6 @@ class Federation:
         return {c: torch.from_numpy(np.asarray(tests[header.task][c])) for c in header.clients}
 
 
-@dataclass
-class View:
-    """The server as one strategy sees it; see :class:`fedcl.strategy.Server`."""
-
-    federation: Federation
-    current: State
-    strategy: Strategy
-    uploads: Arrays = field(default_factory=dict)
-
-    @property
-    def arrays(self) -> Arrays:
-        return self.current.model
-
-    @property
-    def state(self) -> Arrays:
-        return self.current.strategies.get(self.strategy.name, {})
-
-    @property
-    def task(self) -> int:
-        return self.current.task
-
-    @property
-    def round(self) -> int:
-        return self.current.round
-
-    @property
-    def rounds_done(self) -> int:
-        return self.task * self.federation.config.federation.rounds + self.round
-
-    @property
-    def num_clients(self) -> int:
-        return self.federation.clients
-
-    @property
-    def known(self) -> Tensor:
-        return self.federation.mask(self.federation.known(self.task), self.task)
-
-    @property
-    def new(self) -> Tensor:
-        return self.federation.mask(self.federation.new(self.task), self.task)
-
-    @property
-    def previous(self) -> Arrays | None:
-        return self.current.previous or None
-
-    @property
-    def repeats(self) -> bool:
-        return any(s.repeats for s in self.federation.stack) or self.federation.stream.repeats
-
-    @property
-    def task_known(self) -> bool:
-        return self.federation.stream.task_known
-
-    @property
-    def public(self) -> Public | None:
-        federation = self.federation
-        node = federation.node
-        return public_of(federation.split, federation.stream, self.task, node.store, node.config, node.dtype)
-
-    @property
-    def online(self) -> bool:
-        return self.federation.config.federation.passes == "once"
-
-    @property
-    def model(self) -> FedModel:
-        return self.federation.node.model
-
-    def exchange(
-        self,
-        function: Callable[[ClientContext], tuple[Arrays, Arrays]],
-        clients: Literal["holders", "all"] | Sequence[int] = "holders",
-        down: Arrays | None = None,
-    ) -> Arrays:
-        """See :meth:`fedcl.strategy.Server.exchange`."""
-        federation = self.federation
-        split, state = federation.split, self.current
-        if self.online and state.round >= federation.config.federation.rounds:
-            raise RunFailed(
-                f"strategy {self.strategy.name!r} asks clients after the last round of task {state.task + 1}; with "
-                "federation.passes=once the task's images have passed by then"
-            )
-        if isinstance(clients, str):
-            chosen = reached(federation.config, split, state.task, state.round, state.sequence)
-            if clients == "holders":
-                place = state.task, state.round
-                chosen = [c for c in chosen if of_use(federation.config, split, self.strategy, *place, c)]
-        else:
-            there = split.present(state.task)
-            chosen = [c for c in clients if c in there]
-        sent = {self.strategy.name: Broadcast(down)} if down else {}
-        reducer, _, self.current = federation.call(
-            self.current, f"{self.strategy.name}:{function.__name__}", chosen, sent, self.strategy.reductions,
-            previous=self.strategy.needs_previous,
-        )  # fmt: skip
-        return reducer.result()
-
-    def done(self, model: Arrays, state: Arrays) -> State:
-        """The server's state after a hook that returned a model and the strategy's state."""
-        new = self.current if model is self.current.model else self.federation.changed(self.current, model)
-        # Contiguous, as a checkpoint gives it back: the order of a sum depends on the layout.
-        own = {n: a.contiguous() for n, a in state.items()}
-        return replace(new, strategies={**new.strategies, self.strategy.name: own})
-
-
 def departed(engine: dict[str, Any], changes: list[dict[str, Any]]) -> dict[str, Any]:
     """The engine's departures from its settings with those that nodes report: the smallest chunk, any other path."""
     engine = dict(engine)
@@ -472,12 +390,3 @@ def departed(engine: dict[str, Any], changes: list[dict[str, Any]]) -> dict[str,
         else:
             engine["chunk"] = min(change["chunk"], engine.get("chunk", change["chunk"]))
     return engine
-
-
-def merge_measured(total: dict[str, Any], part: dict[str, Any]) -> None:
-    """Adds one node's measurements: numbers and lists add up, mappings by key."""
-    for name, value in part.items():
-        if isinstance(value, dict):
-            merge_measured(total.setdefault(name, {}), value)
-        else:
-            total[name] = total[name] + value if name in total else value

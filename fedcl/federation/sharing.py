@@ -24,7 +24,7 @@ def sharing_of(node: Node, name: str) -> Sharing:
         return "private" if node.config.model.batch_norm == "local" else "frozen"
     for strategy in node.stack:
         with blame(strategy, "share"):
-            answer = strategy.share(name)
+            answer = strategy.share(name, node.model)
         if answer not in ("shared", "private", "frozen"):
             raise RunFailed(
                 f"strategy {strategy.name!r}: share({name!r}) returned {answer!r}; allowed are shared, private, frozen"

@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..strategy import Source
+from .client import Client
 from .order import plan
+from .phases import epoch_length
 from .sources import extra_sources, hidden_sources
-from .training import Client
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -36,6 +38,8 @@ class Plan:
         sizes: for each step how many these are.
         dropped: images that an epoch leaves out.
         hidden: the sources whose images have no label.
+        sources: the extra sources; of those with images or a payload of their own ``batches`` has places.
+        epoch: steps of one local epoch.
     """
 
     client: Client
@@ -43,6 +47,8 @@ class Plan:
     sizes: list[tuple[int, ...]]
     dropped: int
     hidden: tuple[int, ...] = ()
+    sources: tuple[Source, ...] = ()
+    epoch: int = 1
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,11 @@ class Group:
     Attributes:
         rows: their places in the stack; a slice where they are the first ones.
         count: how many they are.
-        ids: (count, B) int64 sample ids, on the device.
+        ids: (count, B) int64 sample ids, on the device; places in a source that has images or a payload of its own.
         source: (B,) int64: which source each image of a batch is from.
         hidden: the sources whose images have no label.
+        sizes: images of each source in a batch.
+        members: ``rows`` as numbers.
     """
 
     rows: slice | Tensor
@@ -62,16 +70,23 @@ class Group:
     ids: Tensor
     source: Tensor
     hidden: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    members: tuple[int, ...] = ()
 
 
 def make_plan(client: Client, limit: int | None = None) -> Plan:
     """The batches of a client's round, or of its first ``limit`` steps."""
-    picked, dropped = plan(len(client.primary), client.node.config, client.key)
+    picked, dropped = plan(len(client.primary), client.node.config, client.key, client.phase)
     own = client.primary.cpu().numpy()
-    sources = extra_sources(client.node.stack, client)
-    hidden = hidden_sources(client, [source for source, _ in sources])
-    steps = [[own[batch], *(next(b).cpu().numpy() for _, b in sources)] for batch in picked[: client.most_steps(limit)]]
-    return Plan(client, steps, [tuple(map(len, step)) for step in steps], dropped, hidden)
+    drawn = extra_sources(client.node.stack, client)
+    sources = tuple(source for source, _ in drawn)
+    hidden = hidden_sources(client, sources)
+    steps = [
+        [own[batch], *((places if s.own else s.ids[places]).cpu().numpy() for s, b in drawn for places in [next(b)])]
+        for batch in picked[: client.most_steps(limit)]
+    ]
+    sizes = [tuple(map(len, step)) for step in steps]
+    return Plan(client, steps, sizes, dropped, hidden, sources, epoch_length(client, picked))
 
 
 def sharing(sizes: Sequence[int], config: Config) -> float:
@@ -91,16 +106,18 @@ def schedule_groups(plans: Sequence[Plan], device: torch.device) -> list[list[Gr
     found: list[list[tuple[list[int], tuple[int, ...], list[Ids]]]] = []
     alike: list[list[tuple[int, ...]]] = []
     for index in range(len(plans[0].batches) if plans else 0):
-        groups: dict[tuple[tuple[int, ...], ...], tuple[list[int], tuple[int, ...], list[Ids]]] = {}
+        groups: dict[tuple[Any, ...], tuple[list[int], tuple[int, ...], list[Ids]]] = {}
         for place, one in enumerate(plans):
             if len(one.batches) <= index:
                 break
             sizes = one.sizes[index]
-            rows, _, drawn = groups.setdefault((sizes, one.hidden), ([], sizes, []))
+            # A strategy tells its sources by name: those of one call are the same ones for all clients.
+            names = tuple((s.name, s.own) for s in one.sources)
+            rows, _, drawn = groups.setdefault((sizes, one.hidden, names), ([], sizes, []))
             rows.append(place)
             drawn += one.batches[index]
         found.append(list(groups.values()))
-        alike.append([hidden for _, hidden in groups])
+        alike.append([hidden for _, hidden, _ in groups])
     parts = [part for step in found for rows, _, ids in step for part in (*ids, np.asarray(rows))]
     flat = np.concatenate(parts) if parts else np.zeros(0)
     moved = torch.from_numpy(flat.astype(np.int64)).to(device)
@@ -118,6 +135,6 @@ def schedule_groups(plans: Sequence[Plan], device: torch.device) -> list[list[Gr
                 places = slice(0, count)
             if sizes not in sources:
                 sources[sizes] = torch.repeat_interleave(torch.tensor(sizes)).to(device)
-            groups_here.append(Group(places, count, ids, sources[sizes], hidden))
+            groups_here.append(Group(places, count, ids, sources[sizes], hidden, sizes, tuple(rows)))
         out.append(groups_here)
     return out

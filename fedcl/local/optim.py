@@ -41,6 +41,8 @@ class Group:
 class PureOptimiser(Protocol):
     """State in, state out; arguments are not written to unless they are given away."""
 
+    groups: tuple[Group, ...]
+
     def init(self, params: Mapping[str, Tensor]) -> Arrays:
         """The state before the first step: ``step`` (int64 scalar) and arrays named ``moment/parameter``."""
         ...
@@ -307,10 +309,8 @@ def global_norm(grads: Mapping[str, Tensor], batch_dims: int = 0) -> Tensor:
 
 
 def clip_by_norm(grads: Mapping[str, Tensor], max_norm: float, batch_dims: int = 0) -> Arrays:
-    """The gradients times min(1, max_norm / (norm + 1e-6)), as ``torch.nn.utils.clip_grad_norm_``, but pure.
-
-    Args:
-        batch_dims: leading axes that are clients, each with a norm of its own.
+    """The gradients times min(1, max_norm / (norm + 1e-6)), as ``torch.nn.utils.clip_grad_norm_``, but pure; the
+    ``batch_dims`` leading axes are clients, each with a norm of its own.
 
     >>> clip_by_norm({"w": torch.tensor([3.0, 4.0])}, 1.0)["w"]
     tensor([0.6000, 0.8000])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import random as counter
-from ..strategy import Source
+from ..strategy import Phase, Source
 
 Picked = npt.NDArray[np.int64]  # indices into a client's images
 
@@ -40,17 +40,24 @@ def once_batches(count: int, size: int, minimum: int, drop_last: bool, repeats: 
     return [part for part in parts if len(part) >= floor for _ in range(repeats)]
 
 
-def plan(count: int, config: Any, key: tuple[object, ...]) -> tuple[list[Picked], int]:
+def plan(count: int, config: Any, key: tuple[object, ...], phase: Phase | None = None) -> tuple[list[Picked], int]:
     """All batches of a round and how many images an epoch, or the one pass, leaves out.
 
     An empty client has an empty plan.
+
+    Args:
+        phase: a part of the round with a length of its own.
     """
     federation = config.federation
+    epochs, wanted = federation.epochs, federation.steps
+    if phase is not None and (phase.epochs is not None or phase.steps is not None):
+        epochs, wanted = phase.epochs, phase.steps
     if federation.passes == "once":  # the images come in the order in which the stream shows them
         once = once_batches(
             count, federation.batch_size, federation.batch_min, federation.drop_last, federation.repeats
         )
-        return once, count - sum(len(b) for b in once) // federation.repeats
+        dropped = count - sum(len(b) for b in once) // federation.repeats
+        return (once if phase is None or phase.steps is None else once[: phase.steps]), dropped
 
     def epoch(index: int) -> list[Picked]:
         return epoch_batches(
@@ -61,21 +68,21 @@ def plan(count: int, config: Any, key: tuple[object, ...]) -> tuple[list[Picked]
     dropped = count - sum(len(b) for b in first)
     if not first:
         return [], dropped
-    if federation.steps is None:
-        return first + [b for e in range(1, federation.epochs or 1) for b in epoch(e)], dropped
+    if wanted is None:
+        return [b for e in range(1 if epochs is None else epochs) for b in (epoch(e) if e else first)], dropped
     batches = list(first)
-    while len(batches) < federation.steps:
+    while len(batches) < wanted:
         batches += epoch(len(batches) // len(first))
-    return batches[: federation.steps], dropped
+    return batches[:wanted], dropped
 
 
 def cycle(source: Source, *parts: object) -> Iterator[Tensor]:
-    """Batches of a source without end: each pass in a new order, a batch never repeats an image."""
+    """Places in a source for batch after batch, without end: each pass in a new order, a batch repeats no image."""
     size = min(source.batch_size, len(source.ids))
     turn = 0
     while True:
         order = torch.from_numpy(counter.permutation(len(source.ids), *parts, turn)).to(source.ids.device)
         for batch in torch.split(order, size):
             if len(batch) == size:
-                yield source.ids[batch]
+                yield batch
         turn += 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..batch import STREAM
 from ..errors import RunFailed
 from ..strategy import Batch, Source, Strategy
 from .blame import blame
@@ -26,13 +27,15 @@ def extra_sources(stack: Stack, client: Client) -> list[tuple[Source, Iterator[T
     found: list[tuple[Source, Iterator[Tensor]]] = []
     if stack.learns and len(client.ids) and len(client.unlabelled):
         config = client.node.config
-        source = Source(client.unlabelled, config.labels.batch_size or config.federation.batch_size)
+        size = config.labels.batch_size or config.federation.batch_size
+        source = Source(client.unlabelled, size, name="unlabelled")
         found.append((source, cycle(source, *client.key, "source", 0)))
     for strategy in stack:
         if type(strategy).sources is Strategy.sources:
             continue
         with blame(strategy, "sources"):
-            for source in strategy.sources(client.context(strategy)):
+            for given in strategy.sources(client.context(strategy)):
+                source = given if given.name else replace(given, name=strategy.name)
                 if len(source.ids):
                     found.append((source, cycle(source, *client.key, "source", len(found))))
     return found
@@ -45,11 +48,11 @@ def hidden_sources(client: Client, extra: Sequence[Source]) -> tuple[int, ...]:
         RunFailed: a strategy mixes both in one source, so that nobody could tell them apart in a step.
     """
     node = client.node
-    if not node.hides:
+    if not node.hides and all(s.images is None for s in extra):
         return ()
     found = []
-    for number, ids in enumerate([client.primary, *(s.ids for s in extra)]):
-        without = node.store.label_tensor[ids] < 0
+    for number, labels in enumerate([node.store.label_tensor[client.primary], *(labels_of(client, s) for s in extra)]):
+        without = labels < 0
         if bool(without.any()):
             found.append(number)
             if not bool(without.all()):
@@ -59,17 +62,39 @@ def hidden_sources(client: Client, extra: Sequence[Source]) -> tuple[int, ...]:
 
 def prepared(stack: Stack, batch: Batch, hidden: tuple[int, ...]) -> Batch:
     """A batch as all strategies of the stack want it."""
-    batch = replace(batch, hidden=hidden)
+    batch = given = replace(batch, hidden=hidden)
     for strategy in stack:
         with blame(strategy, "prepare"):
             batch = strategy.prepare(batch)
-    return replace(batch, hidden=hidden)
+    return replace(batch, hidden=hidden, names=given.names, payload=given.payload)
 
 
-def gather(client: Client, picked: Tensor, extra: list[Tensor]) -> Batch:
-    """The stream's batch followed by one of each extra source."""
+def labels_of(client: Client, source: Source) -> Tensor:
+    """(M,) int64 class positions of a source's images, -1 where there is no label."""
+    if source.images is None:
+        return client.node.store.label_tensor[source.ids]
+    return torch.full_like(source.ids, -1) if source.labels is None else source.labels
+
+
+def source_names(extra: Iterable[Source]) -> tuple[str, ...]:
+    """The names of all sources of a step, the client's stream first."""
+    return (STREAM, *(s.name for s in extra))
+
+
+def gather(client: Client, picked: Tensor, extra: Sequence[tuple[Source, Tensor]]) -> Batch:
+    """The stream's batch followed by one of each extra source, given by the places in it."""
     store = client.node.store
-    parts = [client.primary[picked], *extra]
+    parts = [client.primary[picked], *(s.ids[places] for s, places in extra)]
     ids = torch.cat(parts)
     source = torch.cat([torch.full_like(p, i) for i, p in enumerate(parts)])
-    return Batch(store.gather(ids), store.label_tensor[ids], ids, source)
+    if all(s.images is None for s, _ in extra):
+        pixels, labels = store.gather(ids), store.label_tensor[ids]
+    else:
+        both = [(store.gather(parts[0]), store.label_tensor[parts[0]])]
+        both += [
+            (store.gather(s.ids[places]) if s.images is None else s.images[places], labels_of(client, s)[places])
+            for s, places in extra
+        ]
+        pixels, labels = torch.cat([p for p, _ in both]), torch.cat([y for _, y in both])
+    payload = {f"{s.name}/{n}": a[places] for s, places in extra for n, a in s.payload.items()}
+    return Batch(pixels, labels, ids, source, names=source_names(s for s, _ in extra), payload=payload)

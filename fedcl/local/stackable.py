@@ -21,7 +21,7 @@ from ..strategy import Arrays, Strategy
 from .optim import make_optimiser
 from .sharedstate import CannotStack
 from .stacked import train_cohort
-from .training import Client, NamedModels, out_of_memory, train_client
+from .training import Client, NamedModels, Trained, out_of_memory, train_client
 
 if TYPE_CHECKING:
     from ..federation.node import Node
@@ -62,6 +62,10 @@ def disagreement(clients: Sequence[Client]) -> str | None:
             if array.is_floating_point() and not close(other.arrays[name], array):
                 off = distance(other.arrays[name], array)
                 return f"after one step {name} differs from training one by one by {off:.0e}"
+        for name, array in beside(one).items():
+            if array.is_floating_point() and not close(beside(other)[name], array):
+                off = distance(beside(other)[name], array)
+                return f"after one step {name} differs from training one by one by {off:.0e}"
         for name, value in one.losses.items():
             if math.isfinite(value) and abs(other.losses[name] - value) > TOLERANCE * max(1.0, abs(value)):
                 return f"the loss {name} is {other.losses[name]:g}, one by one it is {value:g}"
@@ -99,6 +103,12 @@ def tensors(value: object) -> Iterator[Tensor]:
             yield from tensors(inner)
 
 
+def beside(trained: Trained) -> Arrays:
+    """What came of training beside the model: arrays that were carried, and those after phases with a name."""
+    carried = {f"{s}'s carried {n}": a for s, arrays in trained.carried.items() for n, a in arrays.items()}
+    return carried | {f"{n} after phase {p}": a for p, arrays in trained.outcomes.items() for n, a in arrays.items()}
+
+
 def distance(one: Tensor, other: Tensor) -> float:
     """|one - other| / |other|, or the plain distance where ``other`` is zero."""
     norm = float(torch.linalg.vector_norm(other))
@@ -119,7 +129,7 @@ def widened(clients: Sequence[Client]) -> list[Client]:
     first = clients[0].node
     plain = Optimiser(lr=first.config.optimiser.lr, momentum=0.0, clip=first.config.optimiser.clip)
     config = replace(first.config, engine=replace(first.config.engine, dtype="float64"), optimiser=plain)
-    node = replace(first, config=config, dtype=torch.float64, optimiser=make_optimiser(plain))
+    node = replace(first, config=config, dtype=torch.float64, optimiser=make_optimiser(plain, first.optimiser.groups))
     seen: dict[int, Tensor] = {}
 
     def wide(arrays: Mapping[str, Tensor]) -> Arrays:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,120 +17,19 @@ from torch import Tensor
 from .. import random as counter
 from ..errors import Interrupted, RunFailed
 from ..stack import Stack, narrowed, seen_by
-from ..strategy import Arrays, ClientContext, Step, Strategy
+from ..strategy import Arrays, Phase, Step, Strategy
 from .blame import blame as blame
 from .blame import out_of_memory as out_of_memory
+from .client import Client as Client
+from .client import Kind as Kind
+from .client import NamedModels as NamedModels
+from .client import Shape as Shape
+from .client import Trained as Trained
 from .optim import clip_by_norm
 from .order import plan
+from .phases import STEP_HOOKS, begun, epoch_length, in_phases, put_into
 from .rates import schedule
 from .sources import extra_sources, gather, hidden_sources, prepared
-
-Shape = tuple[int, ...]
-"""Images of each source in one training step, the client's own stream first; negative where they have no labels."""
-
-if TYPE_CHECKING:
-    from ..federation.call import Header
-    from ..federation.node import Node
-    from ..models.model import Output
-
-
-@dataclass(frozen=True)
-class NamedModels:
-    """The models one client can run, by name; see :class:`fedcl.strategy.Models`."""
-
-    node: Node
-    named: Mapping[str, Arrays]
-
-    def __call__(
-        self,
-        x: Tensor,
-        which: str | Arrays,
-        mode: Literal["train", "eval"],
-        taps: tuple[str, ...] = (),
-        seed: Tensor | None = None,
-    ) -> Output:
-        if isinstance(which, str):
-            if which not in self.named:
-                raise RunFailed(f"no model is named {which!r} here; there are {', '.join(sorted(self.named))}")
-            which = self.named[which]
-        return self.node.forward(which, x, mode, taps, seed)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The outcome of one client's round.
-
-    Attributes:
-        arrays: parameters and buffers after training.
-        steps: optimiser steps taken; 0 when no batch was large enough.
-        samples: training images of the client that it learned from, labelled or not.
-        dropped: images left out of an epoch by ``drop_last`` and ``batch_min``.
-        losses: mean of each loss term over the steps.
-        shapes: how many steps had batches of each shape.
-    """
-
-    arrays: Arrays
-    steps: int
-    samples: int
-    dropped: int
-    losses: dict[str, float]
-    shapes: dict[Shape, int]
-
-
-@dataclass(frozen=True)
-class Client:
-    """One client in one call: everything its hooks may see."""
-
-    id: int
-    header: Header
-    ids: Tensor
-    labels: Tensor
-    received: Arrays
-    down: Mapping[str, Arrays]
-    state: Mapping[str, Arrays]
-    models: NamedModels
-    known: Tensor
-    new: Tensor
-    counts: Tensor
-    node: Node
-    heads: Tensor | None = None
-    unlabelled: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-
-    @property
-    def primary(self) -> Tensor:
-        """The images that set its steps: the labelled ones, or all where it has none and can learn without labels."""
-        return self.ids if len(self.ids) or not self.node.stack.learns else self.unlabelled
-
-    @property
-    def samples(self) -> int:
-        """How many images it learns from."""
-        return len(self.ids) + (len(self.unlabelled) if self.node.stack.learns else 0)
-
-    @property
-    def task(self) -> int:
-        """Its own task index: how many tasks it has met before; in step that of the server."""
-        return self.header.standing(self.id)[0]
-
-    def most_steps(self, limit: int | None) -> int | None:
-        """Most steps of a round, of which ``limit`` are wanted; None: all that are planned."""
-        known = [most for most in (self.header.limit.get(self.id), limit) if most is not None]
-        return min(known, default=None)
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Names the random streams of this client in this round."""
-        return (self.node.config.seed, "client", self.id, self.header.task, self.header.round)
-
-    def context(self, strategy: Strategy) -> ClientContext:
-        """What the client hooks of one strategy see."""
-        node = self.node
-        return ClientContext(
-            self.id, self.task, self.header.round, self.received, self.down.get(strategy.name, {}),
-            self.state.get(strategy.name, {}), self.ids, self.labels, self.known, self.new, self.counts,
-            node.store, node.model, self.models, node.config.federation.batch_size,
-            node.config.evaluate.batch_size, self.key, heads=self.heads,
-            online=node.config.federation.passes == "once", unlabelled=self.unlabelled,
-        )  # fmt: skip
 
 
 def total_loss(stack: Stack, step: Step, client: Client) -> dict[str, Tensor]:
@@ -143,12 +41,12 @@ def total_loss(stack: Stack, step: Step, client: Client) -> dict[str, Tensor]:
     elif owner is None:
         first = stack.strategies[0]
         with blame(first, "task_loss"):
-            terms = {"task": Strategy.task_loss(first, narrowed(labelled, first, {}, {}))}
+            terms = {"task": Strategy.task_loss(first, narrowed(labelled, first, client))}
     else:
         with blame(owner, "task_loss"):
-            terms = {"task": owner.task_loss(narrowed(labelled, owner, client.down, client.state))}
+            terms = {"task": owner.task_loss(narrowed(labelled, owner, client))}
     for strategy in stack:
-        seen = seen_by(step, strategy, client.down, client.state)
+        seen = seen_by(step, strategy, client)
         if seen is None:
             continue
         with blame(strategy, "loss"):
@@ -186,46 +84,59 @@ def shapes_of(sizes: Iterable[Shape], hidden: tuple[int, ...]) -> dict[Shape, in
     return {tuple(-n if i in hidden else n for i, n in enumerate(size)): steps for size, steps in found.items()}
 
 
-def train_client(client: Client, limit: int | None = None, size: int | None = None) -> Trained:
+def train_client(client: Client, limit: int | None = None, size: int | None = None, only: int | None = None) -> Trained:
     """A round of local training of one client.
 
     Args:
-        limit: most steps to take, to try a strategy out.
+        limit: most steps of a phase to take, to try a strategy out.
         size: take only steps on batches of so many of the client's images, to do one again; None: all.
+        only: the one phase to go through, by its number; None: all.
 
     Raises:
         RunFailed: a loss is not finite, or a strategy failed.
         Interrupted: the user asked to stop.
     """
+    return in_phases([client], lambda now: [train_phase(one, limit, size) for one in now], only)[0]
+
+
+def train_alone(client: Client, phase: Phase) -> Trained:
+    """One phase of local training outside of a round, from what the client received unless the phase says."""
+    return train_phase(put_into(begun(client), phase, 0))
+
+
+def train_phase(client: Client, limit: int | None = None, size: int | None = None) -> Trained:
+    """One phase of local training of one client, which starts from ``client.begins``; see :func:`train_client`."""
     node, header, config = client.node, client.header, client.node.config
     stack, store = node.stack, node.store
-    batches, dropped = plan(len(client.primary), config, client.key)
-    batches = [b for b in batches[: client.most_steps(None)] if size in (None, len(b))][:limit]
-    params = {n: client.received[n].detach().requires_grad_() for n in node.trainable}
-    fixed = {n: a for n, a in client.received.items() if n not in params and n not in node.buffers}
-    buffers = {n: client.received[n].clone() for n in node.buffers}
+    planned, dropped = plan(len(client.primary), config, client.key, client.phase)
+    batches = [b for b in planned[: client.most_steps(None)] if size in (None, len(b))][:limit]
+    begins, names = client.begins, client.trains
+    params = {n: begins[n].detach().requires_grad_() for n in names}
+    buffers = {n: begins[n].clone() for n in node.buffers}
+    fixed = {n: a for n, a in begins.items() if n not in params and n not in buffers}
+    models = replace(client.models, batch_norm=client.phase.batch_norm)
     optimiser = node.optimiser
     moments = optimiser.init(params)
     sources = extra_sources(stack, client)
     hidden = hidden_sources(client, [s for s, _ in sources])
     client_seed = torch.tensor(counter.fold(*client.key), dtype=torch.int64, device=store.device)
-    # A strategy's after_step may return arrays of others; before the first step all are the server's.
-    after = any(type(s).after_step is not Strategy.after_step for s in stack)
+    edits, rates, afters, carries = (stack.having(hook) for hook in STEP_HOOKS)
     sums: dict[str, Tensor] = {}
     # In one transfer each, so that no step waits for the device.
     positions = torch.arange(len(batches), dtype=torch.int64).to(store.device)
+    length = torch.tensor(epoch_length(client, planned), dtype=torch.int64).to(store.device)
     moved = torch.from_numpy(np.concatenate(batches) if batches else np.zeros(0, np.int64)).to(store.device)
     for index, picked in enumerate(torch.split(moved, [len(b) for b in batches])):
         if node.stop():
             raise Interrupted("interrupted during local training")
         position = positions[index]
-        batch = prepared(stack, gather(client, picked, [next(s) for _, s in sources]), hidden)
+        batch = prepared(stack, gather(client, picked, [(s, next(places)) for s, places in sources]), hidden)
         seed = counter.step_seed(client_seed, position)
         x = node.images(batch.pixels, seed)
         step = Step(
             x, batch.labels, batch, {**params, **fixed}, buffers, client.received, {}, {}, position,
-            client.known, client.new, client.counts, seed, client.task, header.round, client.models,
-            heads=client.heads,
+            client.known, client.new, client.counts, seed, client.task, header.round, models,
+            heads=client.heads, phase=client.phase.name, epoch_length=length,
         )  # fmt: skip
         with node.autocast():
             terms = total_loss(stack, step, client)
@@ -233,23 +144,31 @@ def train_client(client: Client, limit: int | None = None, size: int | None = No
         grads = gradients(loss, params)
         if config.optimiser.clip is not None:
             grads = clip_by_norm(grads, config.optimiser.clip)
-        for strategy in stack:
-            if type(strategy).edit_gradients is not Strategy.edit_gradients:
-                seen = seen_by(step, strategy, client.down, client.state)
-                with blame(strategy, "edit_gradients"):
-                    grads = grads if seen is None else strategy.edit_gradients(seen, grads)
-        lr = schedule(
+        plain = grads
+        for strategy, seen in seen_by_each(edits, step, client):
+            with blame(strategy, "edit_gradients"):
+                grads = strategy.edit_gradients(seen, grads)
+        lr: float | Tensor = client.phase.lr_scale * schedule(
             config.optimiser, step=index, round=header.round, task=header.task,
             total=node.schedule_total(len(batches), header),
         )  # fmt: skip
         with torch.no_grad():
-            owned = index > 0 and not after
+            for strategy, seen in seen_by_each(rates, step, client):
+                with blame(strategy, "rate"):
+                    lr = lr * strategy.rate(seen)
+            # A strategy's after_step may return arrays of others, and carry may keep them: only without either do the
+            # arrays belong to the step, and before the first one all are the server's.
+            owned = index > 0 and not afters and not carries
             params, moments = optimiser.update({n: p.detach() for n, p in params.items()}, grads, moments, lr, owned)
-            for strategy in stack:
-                if type(strategy).after_step is not Strategy.after_step:
-                    seen = seen_by(step, strategy, client.down, client.state)
-                    with blame(strategy, "after_step"):
-                        params = params if seen is None else strategy.after_step(seen, params)
+            for strategy, seen in seen_by_each(afters, step, client):
+                with blame(strategy, "after_step"):
+                    params = strategy.after_step(seen, params)
+            moved_on: dict[str, Arrays] = {}
+            for strategy, seen in seen_by_each(carries, step, client):
+                with blame(strategy, "carry"):
+                    moved_on[strategy.name] = checked_carry(strategy, seen.carried, strategy.carry(seen, plain, params))
+        if moved_on:
+            client = replace(client, carried={**client.carried, **moved_on})
         params = {n: p.requires_grad_() for n, p in params.items()}
         for name, term in terms.items():
             sums[name] = sums[name] + term.detach() if name in sums else term.detach()
@@ -259,7 +178,25 @@ def train_client(client: Client, limit: int | None = None, size: int | None = No
     arrays = {n: p.detach() for n, p in params.items()} | fixed | buffers
     extra = [min(s.batch_size, len(s.ids)) for s, _ in sources]
     shapes = shapes_of(((len(b), *extra) for b in batches), hidden)
-    return Trained({n: arrays[n] for n in client.received}, len(batches), client.samples, dropped, losses, shapes)
+    arrays = {n: arrays[n] for n in client.received}
+    return Trained(arrays, len(batches), client.samples, dropped, losses, shapes, client.carried)
+
+
+def seen_by_each(strategies: Iterable[Strategy], step: Step, client: Client) -> list[tuple[Strategy, Step]]:
+    """Each strategy with the step as it sees it; those that see nothing of it are left out."""
+    both = ((strategy, seen_by(step, strategy, client)) for strategy in strategies)
+    return [(strategy, seen) for strategy, seen in both if seen is not None]
+
+
+def checked_carry(strategy: Strategy, before: Arrays, after: Arrays) -> Arrays:
+    """What `carry` returned, of the names and shapes that it was given.
+
+    Raises:
+        RunFailed: it is not.
+    """
+    if {n: a.shape for n, a in before.items()} != {n: a.shape for n, a in after.items()}:
+        raise RunFailed(f"strategy {strategy.name!r}: carry must return the names and shapes of begin_round")
+    return after
 
 
 def gradients(loss: Tensor, params: Arrays) -> Arrays:

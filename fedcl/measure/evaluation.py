@@ -169,14 +169,15 @@ class Evaluator:
         Where tasks are known at test, a head that is not learned yet can be asked all the same: its rows are initial.
         """
         if self.judged and task is not None:
-            return Judged(arrays, {}, known, NamedModels(self.node, {}), judge(self, arrays, task))
+            return Judged(arrays, {}, known, NamedModels(self.node, {}), judge=judge(self, arrays, task))
         owner = self.node.stack.owners["predict"]
         if owner is None and self.heads is not None:
             width = self.stream.num_classes
             arrays = {n: self.node.grown(n, a, width, "initial") for n, a in arrays.items()}
             known = self.heads >= 0
         state = strategies.get(owner.name, {}) if owner else {}
-        return Predictor(arrays, state, known, NamedModels(self.node, {}))
+        name = owner.name if owner else ""
+        return Predictor(arrays, state, known, NamedModels(self.node, {}), strategy=name)
 
     def predict(self, predictor: Predictor, store: TensorStore, rows: Ints) -> Ints:
         """Predicted class positions of rows of a store by the rule of the stack; see :func:`predict`."""
@@ -251,8 +252,8 @@ class Evaluator:
     def personal(self, arrays: Arrays, strategies: dict[str, Arrays], upto: int, last: int) -> dict[str, Any] | None:
         """Each client's (correct, total) on its own test images of every task, or None where there are none.
 
-        A client with private parts is tested with them; without any, one pass serves all clients that are in step. By
-        its own clock a client is tested among the classes that it knows.
+        A client with private parts, or one whose strategy predicts by its state, is tested with them; without any, one
+        pass serves all clients that are in step. By its own clock a client is tested among the classes that it knows.
 
         Args:
             upto: the exchange whose client states count.
@@ -266,16 +267,24 @@ class Evaluator:
         correct = [[0] * len(tests) for _ in range(clients)]
         total = [[len(task[c]) for task in tests] for c in range(clients)]
         hit = np.zeros(len(labels), dtype=bool)
-        one_by_one = bool(self.node.private) or self.split.own_clocks is not None
+        owners = self.node.stack.owners
+        model, rule = owners["personal"], owners["predict"]
+        by_state = model is not None or (rule is not None and rule.predicts_by_state)
+        one_by_one = bool(self.node.private) or by_state or self.split.own_clocks is not None
         if not one_by_one:
             rows = np.unique(np.concatenate([ids for task in tests for ids in task]))
             hit[rows] = self.predict(self.predictor(arrays, strategies, known, last), store, rows) == labels[rows]
         for c in range(clients):
             if one_by_one:
-                own = self.node.private_arrays(self.node.clients.get(c, upto), len(known))
+                stored = self.node.clients.get(c, upto)
+                merged = {**arrays, **self.node.private_arrays(stored, len(known))}
+                if model is not None:
+                    with blame(model, "personal"):
+                        merged = model.personal(merged, self.node.state_of(model, stored, len(known)))
+                own = self.node.state_of(rule, stored, len(known)) if rule is not None else {}
                 rows = np.unique(np.concatenate([task[c] for task in tests]))
                 mine = self.known_to(last, c)
-                predictor = self.predictor({**arrays, **own}, strategies, mine, last)
+                predictor = replace(self.predictor(merged, strategies, mine, last), client=c, own=own)
                 # Before its first own task a client knows nothing that could be predicted.
                 hit[rows] = bool(mine.any()) and (self.predict(predictor, store, rows) == labels[rows])
             for j, task in enumerate(tests):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,7 +64,7 @@ class Judged(Predictor):
         judge: has the probe as its ``predict``.
     """
 
-    judge: Strategy
+    judge: Strategy = field(default_factory=Strategy)
 
 
 class Judge(Strategy):

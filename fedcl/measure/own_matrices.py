@@ -58,6 +58,17 @@ class Remembered:
             last = self.last = (x, which, how, self.models(x, which, mode, taps, seed))
         return last[3]
 
+    def apply(
+        self,
+        module: str,
+        which: str | Arrays,
+        inputs: tuple[Tensor, ...],
+        mode: Literal["train", "eval"],
+        seed: Tensor | None = None,
+    ) -> Any:
+        """See :meth:`fedcl.strategy.Models.apply`."""
+        return self.models.apply(module, which, inputs, mode, seed)
+
 
 @torch.no_grad()
 def predict_among(

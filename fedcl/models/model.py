@@ -55,6 +55,9 @@ class FedModel(nn.Module):
         projector: (B, feature_dim) -> (B, p), or None.
         head: (B, feature_dim) -> (B, classes).
         dropout: probability of dropping a feature on its way to the head, in training.
+
+    Attributes:
+        extra: modules that strategies added, by strategy and name; :meth:`forward` does not use them.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class FedModel(nn.Module):
         self.projector = projector
         self.head = head
         self.dropout = Dropout(dropout, random.fold("dropout", "features"))
+        self.extra = nn.ModuleDict()
         self._feature_dim = feature_dim
 
     @property
@@ -164,6 +168,48 @@ def run(
     with _mode(model, train, batch_norm):
         out = functional_call(model, dict(arrays), (x,), {"taps": tuple(taps), "seed": seed})
     return cast(Output, out)
+
+
+def run_module(
+    model: FedModel,
+    name: str,
+    arrays: Mapping[str, Tensor],
+    inputs: tuple[Tensor, ...],
+    *,
+    train: bool,
+    seed: Tensor | None = None,
+    batch_norm: Literal["same", "eval"] = "same",
+) -> Any:
+    """Calls one submodule of ``model``; see :func:`run`.
+
+    Args:
+        name: dotted, for example ``extra.simsiam.predictor``.
+        arrays: of the whole model, by their whole names; others than the submodule's are not read.
+
+    Raises:
+        AttributeError: no such submodule.
+    """
+    module = model.get_submodule(name)
+    prefix = f"{name}."
+    own = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    with _mode(model, train, batch_norm), step_seed(seed):
+        return functional_call(module, own, inputs)
+
+
+def add_modules(model: FedModel, strategy: str, seed: int, made: Callable[[], Mapping[str, nn.Module]]) -> None:
+    """Adds the modules of a strategy to the model, drawn on the CPU in float32 from a stream named by ``seed``.
+
+    Raises:
+        UsageError: one of them has parameters that are not to be drawn yet (lazy modules).
+    """
+    with _seeded(seed, "init", "extra", strategy):
+        modules = dict(made())
+    for name, module in modules.items():
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
+            raise UsageError("strategy", strategy, f"modules that know their shapes; {name!r} is lazy")
+        replace_dropout(module, f"{strategy}.{name}")
+    if modules:
+        model.extra[strategy] = nn.ModuleDict(modules)
 
 
 @contextmanager

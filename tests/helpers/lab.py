@@ -21,7 +21,7 @@ class Personal(Strategy):
     name = "personal_probe"
     reductions = {"n": "sum"}
 
-    def share(self, name):
+    def share(self, name, model):
         return "private" if name.startswith("head.") else "shared"
 
     def end_round(self, ctx, trained, steps):

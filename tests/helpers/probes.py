@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HEADER = """
 import torch
-from fedcl.strategy import Strategy, Source, Broadcast, Finished, cross_entropy
+from fedcl.strategy import Strategy, Source, Broadcast, Finished, Phase, cross_entropy
 
 SEEN = []
 

@@ -79,11 +79,11 @@ DEFECTS: dict[str, list[tuple[str, str]]] = {
     "runs": [("def loss(self, step):\n    return {'x': step.x}", "loss term 'x' has shape")],
     "share": [
         (
-            "def share(self, name):\n    LEFT.append(1)\n    return 'private' if len(LEFT) % 2 else 'shared'",
+            "def share(self, name, model):\n    LEFT.append(1)\n    return 'private' if len(LEFT) % 2 else 'shared'",
             "same answer",
         ),
-        ("def share(self, name):\n    return 'frozen'", "nothing to train"),
-        ("def share(self, name):\n    return 'public'", "allowed are shared, private, frozen"),
+        ("def share(self, name, model):\n    return 'frozen'", "nothing to train"),
+        ("def share(self, name, model):\n    return 'public'", "allowed are shared, private, frozen"),
     ],
     "uploads": [
         (

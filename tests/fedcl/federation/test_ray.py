@@ -44,7 +44,7 @@ class Own(Strategy):
     name = "own_head"
     reductions = {"n": "sum"}
 
-    def share(self, name):
+    def share(self, name, model):
         return "private" if name.startswith("head.") else "shared"
 
     def end_round(self, ctx, trained, steps):

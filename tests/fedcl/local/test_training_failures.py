@@ -35,7 +35,10 @@ def test_a_rate_that_is_too_high_is_a_clear_failure(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("hook", "arguments"),
     [
-        ("share", "name"), ("sources", "ctx"), ("prepare", "batch"), ("task_loss", "step"), ("loss", "step"),
+        ("share", "name, model"), ("modules", "model"), ("groups", ""), ("begin_round", "ctx"), ("phases", "ctx"),
+        ("rate", "step"), ("carry", "step, grads, params"), ("upload", "ctx, trained"),
+        ("weight", "ctx, samples, steps"), ("round", "server"),
+        ("sources", "ctx"), ("prepare", "batch"), ("task_loss", "step"), ("loss", "step"),
         ("edit_gradients", "step, grads"), ("after_step", "step, params"), ("end_round", "ctx, trained, steps"),
         ("begin_task", "server"), ("broadcast", "server"), ("after_aggregate", "server"), ("finish_task", "server"),
         ("predict", "predictor, x"),

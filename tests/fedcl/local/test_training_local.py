@@ -18,7 +18,7 @@ Tiny = Callable[[Mapping[str, Any]], "RunResult"]
 Moved = Callable[["RunResult"], set[str]]
 
 PRIVATE_HEAD = """
-    def share(self, name):
+    def share(self, name, model):
         return "private" if name.startswith("head.") else "shared"
 """
 
@@ -89,7 +89,7 @@ def test_a_client_that_comes_late_starts_its_private_head_as_the_others_did(tiny
 
 
 def test_frozen_parts_are_not_trained_and_do_not_come_up(tiny: Tiny, plugin: Any, moved: Moved) -> None:
-    settings = plugin('def share(self, name):\n    return "frozen" if name.startswith("encoder.") else "shared"')
+    settings = plugin('def share(self, name, model):\n    return "frozen" if name.startswith("encoder.") else "shared"')
     result = tiny(settings)
     assert moved(result) == {"head.weight", "head.bias"}
     assert result.summary["bytes_up"] == 3 * 2 * ((8 * 5 + 5) + (8 * 10 + 10)) * 8
@@ -97,7 +97,7 @@ def test_frozen_parts_are_not_trained_and_do_not_come_up(tiny: Tiny, plugin: Any
 
 def test_a_wrong_answer_of_share_is_named(tiny: Tiny, plugin: Any) -> None:
     with pytest.raises(RunFailed, match=r"share\('encoder.* returned 'mine'; allowed are shared, private, frozen"):
-        tiny(plugin('def share(self, name):\n    return "mine"'))
+        tiny(plugin('def share(self, name, model):\n    return "mine"'))
 
 
 def test_a_previous_model_works_beside_private_parts(tiny: Tiny, plugin: Any) -> None:
