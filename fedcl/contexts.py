@@ -163,9 +163,12 @@ class Server(Protocol):
         state: this strategy's server state (read only; hooks return a new one).
         uploads: what this strategy's `end_round` uploads were reduced to in this round.
         task, round: 0-based.
+        rounds: rounds of a task.
         rounds_done: rounds since the start of the run.
         known, new: (C,) bool masks over class positions.
         previous: the global model at the end of the previous task, or None in the first.
+        evaluated: in `finish_task` the model to be evaluated, as the strategies before this one leave it.
+        key: parts that name the server's random streams of this round, or of the task's end.
         before: the global model at the start of this round, as it was broadcast; outside of a round the present one.
         cohort: partition ids of the clients of this round, ascending; [] outside of a round.
         repeats: whether the stream, or a bound of the stack, shows clients images of earlier tasks again.
@@ -191,6 +194,9 @@ class Server(Protocol):
     def round(self) -> int: ...
 
     @property
+    def rounds(self) -> int: ...
+
+    @property
     def rounds_done(self) -> int: ...
 
     @property
@@ -204,6 +210,12 @@ class Server(Protocol):
 
     @property
     def previous(self) -> Arrays | None: ...
+
+    @property
+    def evaluated(self) -> Arrays: ...
+
+    @property
+    def key(self) -> tuple[object, ...]: ...
 
     @property
     def before(self) -> Arrays: ...

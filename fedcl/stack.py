@@ -32,7 +32,7 @@ class Stack:
             raise UsageError("strategy", names, "each strategy may stand once in a stack")
         owners: dict[str, Strategy | None] = {}
         for slot in SLOTS:
-            claims = [s for s in strategies if getattr(type(s), slot) is not getattr(Strategy, slot)]
+            claims = [s for s in strategies if claimed(s, slot)]
             firm = [s for s in claims if slot not in s.yields]
             if len(firm) > 1:
                 both = " and ".join(s.name for s in firm)
@@ -55,6 +55,12 @@ class Stack:
 
     def __iter__(self) -> Iterator[Strategy]:
         return iter(self.strategies)
+
+
+def claimed(strategy: Strategy, slot: str) -> bool:
+    """Whether a strategy fills an exclusive slot: by a hook, or by how clients' models are to be joined."""
+    defined = getattr(type(strategy), slot) is not getattr(Strategy, slot)
+    return defined or (slot == "aggregate" and strategy.model_reduction not in ("weighted_mean", "stack"))
 
 
 class Holder(Protocol):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .models.model import FedModel
     from .stream import Split, Stream
 
-Reduction = Literal["sum", "mean", "weighted_mean", "max", "min", "stack"]
+Reduction = Literal["sum", "mean", "weighted_mean", "masked_mean", "max", "min", "stack"]
 Sharing = Literal["shared", "private", "frozen"]
 Unlabelled = Literal["ignores", "sees", "learns"]
 
@@ -59,7 +59,9 @@ class Strategy:
         needs_projector: the model gets a projector when the settings say ``auto``.
         needs_previous: clients get the global model of the previous task's end as ``stage:previous``.
         reductions: how each array that leaves a client is reduced at the server.
-        model_reduction: ``weighted_mean``, or ``stack`` when `aggregate` needs each client's model.
+        model_reduction: ``weighted_mean``; ``stack`` when `aggregate` needs each client's model; ``masked_mean``, where
+            what `upload` sets to NaN does not leave the client: each entry is the mean over those who send it, and
+            stays as it was where nobody does. Anything but the first claims the slot `aggregate`.
         like_parameters: state names ``NAME/parameter`` that grow with the head: new rows are ``zero`` or ``initial``.
         centralised: a bound that pools data; its bytes are undefined.
         repeats: a bound whose tasks hold images of earlier tasks again.

@@ -102,6 +102,12 @@ def oracle() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def rehearsal() -> ModuleType:
+    """``tests/helpers/rehearsal.py``: the same with one memory a client."""
+    return _helper("rehearsal")
+
+
+@pytest.fixture(scope="session")
 def made_runs() -> ModuleType:
     """``tests/helpers/made_runs.py``: run folders as a finished run leaves them, without the run."""
     return _helper("made_runs")

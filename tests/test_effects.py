@@ -38,5 +38,30 @@ def test_the_record_is_of_the_listed_experiment(name: str) -> None:
     assert record["mean"] == pytest.approx(found.mean, abs=1e-12)
 
 
+def test_an_encoder_is_trained_once_and_others_start_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedcl.build import build
+    from fedcl.config import load_config
+    from fedcl.experiments.effects.__main__ import pretrained
+
+    monkeypatch.setenv("FEDCL_CACHE", str(tmp_path / "cache"))
+    preset = tmp_path / "small.yaml"
+    preset.write_text(
+        "presets: [pretrain]\nname: small\ndata: {name: digits, limit: 4, augment: []}\nmodel: {name: mlp, width: 4}\n"
+    )
+    start = pretrained(str(preset))
+    folder = Path(start.removesuffix("@task0"))
+    assert folder.is_relative_to(tmp_path / "cache" / "pretrained")
+    written = (folder / "summary.json").stat().st_mtime_ns
+    assert pretrained.__wrapped__(str(preset)) == start
+    assert (folder / "summary.json").stat().st_mtime_ns == written
+    settings = {"strategy": ["simplecil"], "model.width": 4, "model.norm": "batch", "data.limit": 4, "data.augment": []}
+    encoders = [build(load_config(None, {**settings, **more})).initial for more in ({"init": start}, {})]
+    assert not any(
+        encoders[0][n].equal(encoders[1][n]) for n in encoders[0] if n.endswith(("1.weight", "running_mean"))
+    )
+    preset.write_text(preset.read_text().replace("limit: 4", "limit: 5"))
+    assert pretrained.__wrapped__(str(preset)) != start
+
+
 def test_the_default_stack_beats_finetune_by_twenty_points() -> None:
     assert RECORDED["stack-against-finetune"]["low"] > 0.2

@@ -7,14 +7,20 @@ table of ``--table`` is Markdown. Run folders are temporary.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import json
 import tempfile
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedcl.config import load_config
+from fedcl import registry
+from fedcl.build import BASE
+from fedcl.config import load_config, to_yaml
 from fedcl.metrics.paired import paired_difference
 from fedcl.records.environment import cpu_model, source_revision, usable_cpus, versions
 from fedcl.run import execute
@@ -38,14 +44,43 @@ def measure(stack: list[str], settings: dict[str, Any], seed: int, memo: Memo) -
     return memo[name]
 
 
+@cache
+def pretrained(preset: str) -> str:
+    """The ``init`` of the encoder that a preset trains: once for all effects, in the folder that the preset says."""
+    config = load_config(preset, {"output.plots": False})
+    digest = hashlib.sha256(to_yaml(replace(config, output=replace(config.output, dir=""))).encode()).hexdigest()
+    config = replace(config, name=f"{config.name}-{digest[:12]}")
+    runs = sorted((Path(config.output.dir) / config.name).glob("*/summary.json"))
+    whole = [run.parent for run in runs if (run.parent / BASE).is_file()]
+    folder = whole[0] if whole else execute(config, progress=QuietProgress()).folder
+    return f"{folder}@task0"
+
+
 def effect(entry: dict[str, Any], memo: Memo) -> dict[str, Any]:
     """One entry of the list, measured over all seeds."""
-    common = entry.get("set", {})
-    first = [measure(entry["method"], common, s, memo)[METRIC] for s in SEEDS]
-    other = [measure(entry["ablation"], {**common, **entry.get("ablation_set", {})}, s, memo)[METRIC] for s in SEEDS]
+    common = entry.get("set", {}) | ({"init": pretrained(entry["init"])} if "init" in entry else {})
+    without = {**common, **entry.get("ablation_set", {})}
+    metric, seeds = entry.get("metric", METRIC), entry.get("seeds", list(SEEDS))
+    first = [value_of(measure(entry["method"], common, s, memo), metric) for s in seeds]
+    other = [value_of(measure(entry["ablation"], without, s, memo), metric) for s in seeds]
     found = paired_difference(first, other)
-    return {**entry, "seeds": list(SEEDS), "metric": METRIC, "method_values": first, "ablation_values": other,
-            "mean": found.mean, "low": found.low, "high": found.high, "verdict": found.verdict}  # fmt: skip
+    return {**entry, "seeds": seeds, "metric": metric, "method_values": first, "ablation_values": other,
+            "mean": found.mean, "low": found.low, "high": found.high, "verdict": found.verdict,
+            "sources": sources_of(entry)}  # fmt: skip
+
+
+def value_of(summary: Any, metric: str) -> float:
+    """A number of a summary by its dotted name."""
+    for part in metric.split("."):
+        summary = summary[part]
+    return float(summary)
+
+
+def sources_of(entry: dict[str, Any]) -> dict[str, str]:
+    """The first half of the SHA-256 of the file of each strategy of an effect."""
+    names = sorted({*entry["method"], *entry["ablation"]})
+    files = {name: inspect.getsourcefile(registry.load("strategies", name)) for name in names}
+    return {name: hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()[:32] for name, file in files.items()}
 
 
 def points(value: float | None) -> str:
@@ -64,7 +99,7 @@ def table(results: dict[str, Any]) -> str:
         interval = f"{points(e['low'])} to {points(e['high'])}"
         rows.append(
             f"| {name}: {e['why']} | {100 * a:.1f} % | {100 * b:.1f} % | {points(e['mean'])} | {interval} | "
-            f"{e['verdict']} |"
+            f"{e['verdict']}{', stale' if e.get('sources') != sources_of(e) else ''} |"
         )
     return "\n".join(rows)
 
@@ -79,8 +114,10 @@ def page(recorded: dict[str, Any]) -> str:
 
 Average accuracy over all classes after the last task of the default stream (digits, 5 tasks, 5 clients,
 Dirichlet 0.5), in percent; the same seeds ({", ".join(map(str, SEEDS))}) with and without, 95 % paired t interval of
-the difference. *gained*: the interval is above zero; *lost*: below; *not shown*: it covers zero. These runs are small
-and short: they show that a method does what it says, not how methods rank.
+the difference. Methods for pre-trained encoders start from that of a preset (`init` in the list) and are judged on
+images that it has not seen. Personalised methods are judged by the clients' mean accuracy, each on test images of its
+own; the list says so. *gained*: the interval is above zero; *lost*: below; *not shown*: it covers zero; *stale*: a strategy's file has changed since. These
+runs are small and short: they show that a method does what it says, not how methods rank.
 
 Measured with `{recorded["command"]}` on {machine["cpus"]} processors ({machine["cpu"]}),
 {named}; revision {", ".join(revisions)}.

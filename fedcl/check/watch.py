@@ -14,8 +14,9 @@ from ..strategy import Strategy
 from . import generators
 
 HOOKS = (
-    "check", "arrange", "share", "sources", "prepare", "task_loss", "loss", "edit_gradients", "after_step", "end_round",
-    "begin_task", "broadcast", "aggregate", "after_aggregate", "finish_task", "predict",
+    "check", "arrange", "share", "modules", "groups", "begin_round", "phases", "sources", "prepare", "task_loss",
+    "loss", "rate", "edit_gradients", "after_step", "carry", "upload", "weight", "end_round", "begin_task", "broadcast",
+    "round", "aggregate", "after_aggregate", "finish_task", "personal", "predict",
 )  # fmt: skip
 """Everything that the engine calls, in the order in which it does."""
 
@@ -79,7 +80,8 @@ class Watch:
                 if tensor._version != version:
                     self.written.setdefault(name, set()).add(what)
             for generator, old, new in zip(generators.NAMES, before, generators.states(), strict=True):
-                if old != new:
+                # Modules draw their initial values from the generator, which is seeded for them and put back.
+                if old != new and name != "modules":
                     self.draws.setdefault(generator, set()).add(name)
             problem = wrong_state(name, answer)
             if problem:
@@ -93,7 +95,7 @@ class Watch:
 def readable(arguments: tuple[Any, ...]) -> Iterator[tuple[str, Tensor, int]]:
     """(name, tensor, its version) of the model, broadcasts and states that a hook is given."""
     for argument in arguments[1:]:
-        for part in ("arrays", "received", "down", "state"):
+        for part in ("arrays", "received", "down", "state", "carried"):
             arrays = getattr(argument, part, None)
             if isinstance(arrays, Mapping):
                 yield from ((f"{part}[{n!r}]", a, a._version) for n, a in arrays.items() if isinstance(a, Tensor))
@@ -145,7 +147,9 @@ def wrong_state(hook: str, answer: object) -> str:
     parts: dict[str, object] = {}
     if hook in ("begin_task",):
         parts["state"] = answer
-    elif hook in ("end_round", "aggregate", "after_aggregate", "finish_task"):
+    elif hook in ("begin_round", "carry", "upload", "personal"):
+        parts["mapping"] = answer
+    elif hook in ("end_round", "round", "aggregate", "after_aggregate", "finish_task"):
         if not isinstance(answer, tuple) or len(answer) != 2:
             return f"{hook} returns {type(answer).__name__}, not a pair"
         parts["state"] = answer[1]

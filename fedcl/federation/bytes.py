@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import torch
+
 from ..strategy import Arrays
 
 COUNTS = ("up", "down", "floats_up", "floats_down", "asked")
@@ -21,6 +23,16 @@ COUNTS = ("up", "down", "floats_up", "floats_down", "asked")
 def nbytes(arrays: Mapping[str, Any]) -> int:
     """Bytes of named tensors."""
     return sum(a.numel() * a.element_size() for a in arrays.values())
+
+
+def without_gaps(arrays: Mapping[str, Any]) -> Arrays:
+    """What of arrays with gaps (NaN) travels: the numbers that are there, and one bit an entry that says which."""
+    found: Arrays = {}
+    for name, array in arrays.items():
+        there = ~array.isnan()
+        found[name] = array[there]
+        found[f"{name} bits"] = there.new_zeros(-(-array.numel() // 8), dtype=torch.uint8)
+    return found
 
 
 def nfloats(arrays: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from ..errors import FedclError
 from ..local.stackable import unchanged
 from ..local.training import Kind, Shape, train_client
-from .bytes import nbytes, nfloats
+from .bytes import nbytes, nfloats, without_gaps
 
 if TYPE_CHECKING:
     from ..strategy import Arrays
@@ -65,8 +65,15 @@ class Ledger:
         self.bytes_up = self.floats_up = 0
         self.work: list[tuple[int, float, Shapes]] = []
 
-    def sent(self, arrays: Arrays) -> None:
-        """Adds an upload."""
+    def sent(self, arrays: Arrays, gaps: Collection[str] = ()) -> None:
+        """Adds an upload.
+
+        Args:
+            gaps: names of arrays whose NaN entries do not travel.
+        """
+        if gaps:
+            whole = {n: a for n, a in arrays.items() if n not in gaps}
+            arrays = whole | without_gaps({n: arrays[n] for n in gaps})
         self.bytes_up += nbytes(arrays)
         self.floats_up += nfloats(arrays)
 

@@ -262,7 +262,7 @@ class Node:
                     uploads = prefixed(left, "model/") | uploads
                 reducer.add(uploads, weight)
                 weights[client.id] = weight
-                ledger.sent(uploads)
+                ledger.sent(uploads, [n for n in uploads if reducer.rule(n) == "masked_mean"])
                 steps, samples = steps + result.steps, samples + result.samples
                 for term, value in result.losses.items():
                     totals[term] = totals.get(term, 0.0) + value * result.samples

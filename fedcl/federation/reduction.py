@@ -18,10 +18,13 @@ from torch import Tensor
 from ..errors import RunFailed
 from ..strategy import Arrays, Reduction
 
-RULES: tuple[Reduction, ...] = ("sum", "mean", "weighted_mean", "max", "min", "stack")
+RULES: tuple[Reduction, ...] = ("sum", "mean", "weighted_mean", "masked_mean", "max", "min", "stack")
 SUMS: tuple[Reduction, ...] = ("sum", "mean", "weighted_mean")
 _LOW = "~low"
 """Ends the name of the low part of a sum in a partial."""
+
+_COUNT = "~count"
+"""Ends the name of how many clients sent each entry, in a partial."""
 
 _BLOCK = 1 << 16
 """Numbers that are added at once on a CPU: what is in between stays in the cache."""
@@ -35,6 +38,7 @@ class Entry:
     dtype: torch.dtype
     value: Tensor | None = None
     low: Tensor | None = None
+    counts: Tensor | None = None
     weight: float = 0.0
     parts: list[Tensor] = field(default_factory=list)
 
@@ -51,7 +55,12 @@ class Reducer:
         self._entries: dict[str, Entry] = {}
         self.weights: list[float] = []
 
-    def _rule(self, name: str) -> Reduction:
+    def rule(self, name: str) -> Reduction:
+        """The declared rule of an array that leaves a client.
+
+        Raises:
+            RunFailed: there is none, or it does not exist.
+        """
         rule = self._rules.get(name)
         if rule is None:
             rule = next(
@@ -70,7 +79,7 @@ class Reducer:
         for name, array in arrays.items():
             entry = self._entries.get(name)
             if entry is None:
-                entry = self._entries[name] = Entry(self._rule(name), array.dtype)
+                entry = self._entries[name] = Entry(self.rule(name), array.dtype)
             self._fold(name, entry, array, weight if entry.rule == "weighted_mean" else 1.0)
 
     def add_stack(self, arrays: Arrays, weights: Sequence[float]) -> None:
@@ -81,7 +90,7 @@ class Reducer:
         for name, array in arrays.items():
             entry = self._entries.get(name)
             if entry is None:
-                entry = self._entries[name] = Entry(self._rule(name), array.dtype)
+                entry = self._entries[name] = Entry(self.rule(name), array.dtype)
             if entry.rule not in SUMS:
                 raise RunFailed(f"array {name!r} has the reduction {entry.rule!r}, which is no sum")
             if entry.value is not None and entry.value.shape != array.shape[1:]:
@@ -103,7 +112,11 @@ class Reducer:
             entry.parts.append(array)
             return
         _same_shape(name, entry.value, array)
-        if entry.rule in SUMS:
+        if entry.rule == "masked_mean":
+            sent = ~torch.isnan(array)
+            _accumulate(entry, torch.where(sent, array, 0.0))
+            entry.counts = sent.to(torch.int64) if entry.counts is None else entry.counts + sent
+        elif entry.rule in SUMS:
             if array.is_floating_point() or entry.rule != "sum":
                 _accumulate(entry, array, weight)
             else:
@@ -131,6 +144,8 @@ class Reducer:
                 arrays[name] = entry.value
                 if entry.low is not None and bool(entry.low.any()):
                     arrays[name + _LOW] = entry.low
+                if entry.counts is not None:
+                    arrays[name + _COUNT] = entry.counts
         return arrays, {"entries": facts, "weights": self.weights}
 
     def merge(self, arrays: Arrays, facts: Mapping[str, Any]) -> None:
@@ -139,13 +154,13 @@ class Reducer:
         for name, fact in facts["entries"].items():
             entry = self._entries.get(name)
             if entry is None:
-                entry = self._entries[name] = Entry(self._rule(name), getattr(torch, fact["dtype"]))
+                entry = self._entries[name] = Entry(self.rule(name), getattr(torch, fact["dtype"]))
             if getattr(torch, fact["dtype"]) != entry.dtype:
                 raise RunFailed(f"array {name!r} is {fact['dtype']} at one client, {entry.dtype} at another")
             if entry.rule == "stack":
                 for i in range(fact["parts"]):
                     self._fold(name, entry, arrays[f"{name}#{i}"], 1.0)
-            elif entry.rule in SUMS:
+            elif entry.rule in SUMS or entry.rule == "masked_mean":
                 _same_shape(name, entry.value, arrays[name])
                 if arrays[name].is_floating_point():
                     _accumulate(entry, arrays[name])
@@ -153,6 +168,9 @@ class Reducer:
                         entry.low += arrays[name + _LOW]
                 else:
                     entry.value = arrays[name] if entry.value is None else entry.value + arrays[name]
+                if name + _COUNT in arrays:
+                    counts = arrays[name + _COUNT]
+                    entry.counts = counts if entry.counts is None else entry.counts + counts
                 entry.weight += fact["weight"]
             else:
                 self._fold(name, entry, arrays[name], 1.0)
@@ -171,6 +189,9 @@ class Reducer:
             if value is None:
                 continue
             value = value if entry.low is None else value + entry.low
+            if entry.counts is not None:
+                value = value / entry.counts  # 0 / 0, that is NaN, where nobody sent an entry
+                value = value if entry.dtype.is_floating_point else value.floor()
             if entry.rule in ("mean", "weighted_mean"):
                 if not entry.weight > 0 or not math.isfinite(entry.weight):
                     continue

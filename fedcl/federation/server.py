@@ -279,6 +279,9 @@ class Federation:
         owner = self.stack.owners["aggregate"]
         if owner is None or owner.model_reduction != "stack":
             new = below(reducer.result(), "model/")
+            if owner is not None and owner.model_reduction == "masked_mean":
+                # What nobody sends stays as it was.
+                new = {n: torch.where(a.isnan(), state.model[n], a) for n, a in new.items()}
             return self.changed(state, {**state.model, **new})
         names = [n for n in self.node.trainable if self.node.sharing[n] == "shared"]
         columns = {n: reducer.stacked(f"model/{n}") for n in names}
@@ -308,7 +311,7 @@ class Federation:
         evaluated: Arrays = {}
         for strategy in self.stack:
             with blame(strategy, "finish_task"):
-                view = View(self, state, strategy)
+                view = View(self, state, strategy, evaluated=evaluated)
                 finished, new = strategy.finish_task(view)
                 state = view.done(finished.arrays, new)
                 if finished.evaluate is not None:

@@ -30,9 +30,11 @@ class View:
     before: Arrays = field(default_factory=dict)
     cohort: Sequence[int] = ()
     measured: dict[str, Any] = field(default_factory=dict)
+    evaluated: Arrays = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.before = self.before or self.current.model
+        self.evaluated = self.evaluated or self.current.model
 
     @property
     def arrays(self) -> Arrays:
@@ -49,6 +51,14 @@ class View:
     @property
     def round(self) -> int:
         return self.current.round
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (self.federation.config.seed, "server", self.task, self.round)
+
+    @property
+    def rounds(self) -> int:
+        return self.federation.config.federation.rounds
 
     @property
     def rounds_done(self) -> int:

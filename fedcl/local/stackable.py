@@ -30,6 +30,10 @@ TOLERANCE = 1e-10
 """Largest difference of an array after one step, relative to its norm."""
 
 
+FLOOR = 1e-4
+"""Below it there may be nothing but rounding, as in the gradient of a bias before BatchNorm."""
+
+
 def disagreement(clients: Sequence[Client]) -> str | None:
     """Why these clients cannot be trained as one stack, or None if one step agrees with training them one by one.
 
@@ -110,9 +114,9 @@ def beside(trained: Trained) -> Arrays:
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """|one - other| / |other|, or the plain distance where ``other`` is zero."""
+    """|one - other| / |other|; an array whose norm is below :data:`FLOOR` is compared as if it had that one."""
     norm = float(torch.linalg.vector_norm(other))
-    return float(torch.linalg.vector_norm(one - other)) / (norm or 1.0)
+    return float(torch.linalg.vector_norm(one - other)) / max(norm, FLOOR)
 
 
 def close(one: Tensor, other: Tensor) -> bool:

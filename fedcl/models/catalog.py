@@ -37,6 +37,7 @@ NORMS: tuple[str, ...] = ("default", "batch", "group", "layer", "none")
 HEADS: tuple[str, ...] = ("linear", "cosine", "nearest_mean", "simplex")
 PROJECTORS: tuple[str, ...] = ("auto", "none", "linear", "mlp")
 ALLOCATIONS: tuple[str, ...] = ("grow", "all")
+FEATURE_NORMS: tuple[str, ...] = ("none", "l2", "l2_sqrt", "layer")
 
 
 def find(name: str) -> Encoder | None:

@@ -38,9 +38,31 @@ def _keyed_uniform(count: int, bound: float, class_ids: Sequence[int], seed: int
     return ((2.0 * stacked - 1.0) * bound).to(torch.float32)
 
 
-class Head(nn.Module):
-    """Base of the heads: ``weight`` (classes, d), drawn uniformly from ±1/sqrt(d) as in ``nn.Linear``."""
+def normalised(features: Tensor, kind: str) -> Tensor:
+    """Features (B, d) as a head sees them: as they are, or each of one length (Zhang et al. 2024, FN and LN).
 
+    ``l2`` has length 1, ``l2_sqrt`` length sqrt(d), ``layer`` length sqrt(d) after its mean is subtracted, which is
+    layer normalisation without learned scales. A feature of zeros stays one.
+
+    >>> normalised(torch.tensor([[3.0, 4.0]]), "l2")
+    tensor([[0.6000, 0.8000]])
+    """
+    if kind == "none":
+        return features
+    if kind == "layer":
+        features = features - features.mean(dim=-1, keepdim=True)
+    unit = F.normalize(features, dim=-1)
+    return unit if kind == "l2" else math.sqrt(features.shape[-1]) * unit
+
+
+class Head(nn.Module):
+    """Base of the heads: ``weight`` (classes, d), drawn uniformly from ±1/sqrt(d) as in ``nn.Linear``.
+
+    Attributes:
+        feature_norm: what is done to the features first, see :func:`normalised`.
+    """
+
+    feature_norm: str = "none"
     class_axis: ClassVar[Mapping[str, int]] = {"weight": 0}
     fixed: ClassVar[bool] = False
 
@@ -68,7 +90,7 @@ class LinearHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, C)."""
-        return F.linear(features, self.weight, self.bias)
+        return F.linear(normalised(features, self.feature_norm), self.weight, self.bias)
 
 
 class CosineHead(Head):
@@ -80,7 +102,8 @@ class CosineHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, C)."""
-        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+        unit = F.normalize(normalised(features, self.feature_norm), dim=1)
+        return self.scale * F.linear(unit, F.normalize(self.weight, dim=1))
 
 
 class NearestMeanHead(Head):
@@ -91,6 +114,7 @@ class NearestMeanHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, C)."""
+        features = normalised(features, self.feature_norm)
         cross: Tensor = F.linear(features, self.weight)
         distance: Tensor = features.square().sum(1, keepdim=True) + self.weight.square().sum(1) - 2.0 * cross
         return -distance
@@ -132,7 +156,7 @@ class SimplexHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, C)."""
-        return F.linear(features, self.weight)
+        return F.linear(normalised(features, self.feature_norm), self.weight)
 
 
 def simplex(count: int) -> Tensor:
@@ -153,11 +177,20 @@ def simplex(count: int) -> Tensor:
 
 
 def build_head(config: Model, feature_dim: int) -> Head:
-    """The head ``config.head``, without classes yet.
+    """The head ``config.head`` on features of ``config.feature_norm``, without classes yet.
 
     Raises:
-        UsageError: unknown head or allocation, or a simplex that would have to grow.
+        UsageError: unknown head, allocation or normalisation, or a simplex that would have to grow.
     """
+    if config.feature_norm not in catalog.FEATURE_NORMS:
+        allowed = f"one of {', '.join(catalog.FEATURE_NORMS)}"
+        raise UsageError("model.feature_norm", config.feature_norm, allowed, catalog.FEATURE_NORMS)
+    head = _head(config, feature_dim)
+    head.feature_norm = config.feature_norm
+    return head
+
+
+def _head(config: Model, feature_dim: int) -> Head:
     if config.head_allocate not in catalog.ALLOCATIONS:
         allowed = f"one of {', '.join(catalog.ALLOCATIONS)}"
         raise UsageError("model.head_allocate", config.head_allocate, allowed, catalog.ALLOCATIONS)

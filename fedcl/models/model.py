@@ -57,6 +57,7 @@ class FedModel(nn.Module):
         dropout: probability of dropping a feature on its way to the head, in training.
 
     Attributes:
+        image_shape: (channels, height, width) of the images that it was built for.
         extra: modules that strategies added, by strategy and name; :meth:`forward` does not use them.
     """
 
@@ -69,6 +70,7 @@ class FedModel(nn.Module):
         self.head = head
         self.dropout = Dropout(dropout, random.fold("dropout", "features"))
         self.extra = nn.ModuleDict()
+        self.image_shape: Shape = (0, 0, 0)
         self._feature_dim = feature_dim
 
     @property
@@ -273,4 +275,6 @@ def build_model(config: Model, in_shape: Shape, *, projector: bool, seed: int) -
         replace_dropout(encoder, config.name)
     with _seeded(seed, "init", "projector"):
         projection = _projector(config, feature_dim, projector)
-    return FedModel(encoder, projection, build_head(config, feature_dim), feature_dim, config.dropout)
+    model = FedModel(encoder, projection, build_head(config, feature_dim), feature_dim, config.dropout)
+    model.image_shape = in_shape
+    return model

@@ -77,3 +77,18 @@ def replace_norms(root: nn.Module, kind: Kind, model_name: str) -> None:
     for name, module in found:
         parent, _, child = name.rpartition(".")
         setattr(root.get_submodule(parent), child, _replacement(module, kind))
+
+
+def scale_and_shift(root: nn.Module) -> set[str]:
+    """Names of the scales and shifts of all normalisation layers of a network.
+
+    >>> sorted(scale_and_shift(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))))
+    ['1.bias', '1.weight']
+    """
+    layers = (*_BATCH, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
+    return {
+        f"{place}.{name}" if place else name
+        for place, module in root.named_modules()
+        if isinstance(module, layers)
+        for name, _ in module.named_parameters(recurse=False)
+    }

@@ -97,6 +97,7 @@ class Model:
     head: str = "linear"  # linear | cosine | nearest_mean | simplex
     head_bias: bool = True
     head_allocate: str = "grow"  # grow | all
+    feature_norm: str = "none"  # of the features before the head: none | l2 | l2_sqrt | layer
     dropout: float = 0.0
     checkpoint: str | None = None  # local file with encoder weights (torchvision and timm models)
     batch_norm: str = "average"  # buffers of BatchNorm: average | local | frozen

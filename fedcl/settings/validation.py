@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.projector": catalog.PROJECTORS,
     "model.head": catalog.HEADS,
     "model.head_allocate": catalog.ALLOCATIONS,
+    "model.feature_norm": catalog.FEATURE_NORMS,
     "model.batch_norm": ("average", "local", "frozen"),
     "federation.weighting": ("samples", "uniform"),
     "time.order": ("common", "asynchronous", "client_specific"),

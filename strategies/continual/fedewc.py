@@ -10,26 +10,22 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from fedcl.cards import Card, option
-from fedcl.losses import cross_entropy, quadratic
+from fedcl.losses import cross_entropy
 from fedcl.models.arrays import class_axes, parameter_names
-from fedcl.strategy import Arrays, Broadcast, ClientContext, Finished, Server, Step, Strategy
+from fedcl.strategy import Arrays, ClientContext, Finished, Server
 
-from ..federated.finetune import new_or_known
+from ._penalty import Penalty, PenaltyOptions
 
 
-class FedEWC(Strategy):
+class FedEWC(Penalty):
     """Elastic weight consolidation; clients share one Fisher information and anchor, new once per task."""
 
     name = "fedewc"
     aliases = ("ewc",)
-    family = "continual"
-    stackable = True
-    unlabelled = "sees"
-    neutral = {"weight": 0.0, "task": "known"}
-    yields = ("task_loss",)
     revisits = "to measure the Fisher information at the end of the task"
     reductions = {"fisher/": "weighted_mean"}
     like_parameters = {"fisher": "zero", "anchor": "initial"}
+    importance = "fisher"
     card = Card(
         title="Overcoming catastrophic forgetting in neural networks",
         authors="Kirkpatrick, Pascanu, Rabinowitz and others",
@@ -55,32 +51,19 @@ class FedEWC(Strategy):
     )
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(PenaltyOptions):
         weight: float = option(1000.0, "lambda of the penalty lambda/2 sum F (w - w*)^2")
         cap: float = option(1e-4, "largest Fisher information of a parameter")
         fisher: Literal["sample", "batch"] = option(
             "sample", "squared gradients of single images, or of batches as in TARGET's code"
         )
-        task: Literal["new", "known"] = option("new", "classes of the cross entropy: the new ones, or all known")
 
         def __post_init__(self) -> None:
-            if not 0 <= self.weight < float("inf"):
-                raise ValueError(f"weight must be at least 0, not {self.weight}")
+            super().__post_init__()
             if not self.cap > 0:
                 raise ValueError(f"cap must be above 0, not {self.cap}")
 
     # client
-
-    def task_loss(self, step: Step) -> Tensor:
-        classes = new_or_known(step) if self.options.task == "new" else step.known
-        return cross_entropy(step.output.logits, step.y, step.among(classes))
-
-    def loss(self, step: Step) -> dict[str, Tensor]:
-        fisher = {n.removeprefix("fisher/"): a for n, a in step.down.items() if n.startswith("fisher/")}
-        anchor = {n.removeprefix("anchor/"): a for n, a in step.down.items() if n.startswith("anchor/")}
-        if not fisher:
-            return {}
-        return {"penalty": self.options.weight * quadratic(step.params, anchor, fisher)}
 
     def information(self, ctx: ClientContext) -> tuple[Arrays, Arrays]:
         """The empirical Fisher diagonal of this client's images at the received model, capped."""
@@ -108,9 +91,6 @@ class FedEWC(Strategy):
         return {f"fisher/{n}": (t / max(terms, 1)).clamp(max=self.options.cap) for n, t in total.items()}, ctx.state
 
     # server
-
-    def broadcast(self, server: Server) -> Broadcast:
-        return Broadcast(server.state, scope="task")
 
     def finish_task(self, server: Server) -> tuple[Finished, Arrays]:
         found = server.exchange(self.information)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedcl.cards import Card, option
-from fedcl.statistics import class_sums, widen
-from fedcl.strategy import Arrays, ClientContext, Finished, Predictor, Server, Strategy
+from fedcl.strategy import Arrays, Models, Predictor, Sharing
+
+from ._pooled import STATISTICS, Pooled, means_of, of_head
+
+if TYPE_CHECKING:
+    from fedcl.models.model import FedModel
 
 
 def nearest_mean_scores(features: Tensor, means: Tensor, counts: Tensor) -> Tensor:
@@ -30,15 +35,13 @@ def nearest_mean_scores(features: Tensor, means: Tensor, counts: Tensor) -> Tens
     return torch.where(counts > 0, -distance, -torch.inf)
 
 
-class NearestMean(Strategy):
+class NearestMean(Pooled):
     """Predicts the class whose mean feature is nearest; means are sums and counts over all holders of a class."""
 
     name = "nearest_mean"
     aliases = ("nmc", "ncm")
     family = "prototype"
-    stackable = True
     neutral = {}
-    reductions = {"sums": "sum", "counts": "sum"}
     card = Card(
         title="A Simple Baseline that Questions the Use of Pretrained-Models in Continual Learning",
         authors="Janson, Zhang, Aljundi, Elhoseiny",
@@ -53,14 +56,12 @@ class NearestMean(Strategy):
         certainty="Rule read in the released code: normalised features, means not normalised again, Euclidean "
         "distance. "
         "The federated form is exact: sums and counts add up.",
-        leaves_client=(
-            ("sums", "classes x features, float64", "sum", "end of a task"),
-            ("counts", "classes", "sum", "end of a task"),
-        ),
+        leaves_client=STATISTICS,
         server_state="sums and counts of all classes so far",
         cost="One forward pass over the task's images and one small upload at the end of a task.",
-        notes="Counts of images a class leave the client. The paper keeps the encoder frozen; where it is "
-        "trained on, means of old "
+        notes="Counts of images a class leave the client. The paper keeps a pre-trained encoder frozen: "
+        "adapt=none with init= or model.checkpoint, then only the head is trained. As a part of a stack the encoder "
+        "is trained (adapt=all, the default); means of old "
         "classes stay those of their own task and drift away from the features. `score=both` adds the "
         "log-probabilities of "
         "the means and of the head (ours). Before the end of the first task the head predicts; "
@@ -74,6 +75,7 @@ class NearestMean(Strategy):
         score: Literal["means", "both"] = option(
             "means", "what predicts: the means, or the means and the head together"
         )
+        adapt: Literal["none", "all"] = option("all", "which tasks train the encoder: none, as in the paper, or all")
         scale: float = option(10.0, "for score=both: softmax of -scale * squared distance")
 
         def __post_init__(self) -> None:
@@ -84,46 +86,18 @@ class NearestMean(Strategy):
         """The features that means are taken of, (B, d) to (B, d)."""
         return F.normalize(raw, dim=-1) if self.options.normalise else raw
 
-    # client
+    def share(self, name: str, model: FedModel) -> Sharing:
+        return "frozen" if self.options.adapt == "none" and not of_head(name) else "shared"
 
-    def count(self, ctx: ClientContext) -> tuple[Arrays, Arrays]:
-        """Sums and counts of this client's features by class."""
-        width = len(ctx.known)
-        sums, counts = class_sums(
-            ctx.batches(), lambda x: self.features(ctx.forward(x).features), width, ctx.model.feature_dim
-        )
-        return {"sums": sums, "counts": counts}, ctx.state
-
-    # server
-
-    def after_aggregate(self, server: Server) -> tuple[Arrays, Arrays]:
-        if not server.online:
-            return server.arrays, server.state
-        return server.arrays, self.added(server, server.exchange(self.count))
-
-    def finish_task(self, server: Server) -> tuple[Finished, Arrays]:
-        if server.online:  # the images have passed, each was counted in its round
-            return Finished(server.arrays), server.state
-        found = server.exchange(self.count)
-        if server.repeats:
-            # Old images were counted again, by the present encoder: their earlier sums are superseded.
-            return Finished(server.arrays), found
-        return Finished(server.arrays), self.added(server, found)
-
-    def added(self, server: Server, found: Arrays) -> Arrays:
-        """Sums and counts so far with those of one exchange."""
-        width = len(server.known)
-        state = {n: widen(a, width) + found[n] if n in found else widen(a, width) for n, a in server.state.items()}
-        return state or found
+    def embedded(self, models: Models, arrays: Arrays, kept: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return self.features(super().embedded(models, arrays, kept, x))
 
     def predict(self, predictor: Predictor, x: Tensor) -> Tensor:
         output = predictor.forward(x)
         if "counts" not in predictor.state:
             return output.logits
-        width = output.logits.shape[-1]
-        counts = widen(predictor.state["counts"], width)
-        means = (widen(predictor.state["sums"], width) / counts.clamp(min=1)[:, None]).to(output.features.dtype)
-        scores = nearest_mean_scores(self.features(output.features), means, counts)
+        means, counts = means_of(predictor)
+        scores = nearest_mean_scores(self.features(output.features), means.to(output.features.dtype), counts)
         if self.options.score == "means":
             return scores
         head = torch.where(predictor.known, output.logits, -torch.inf).log_softmax(dim=-1)

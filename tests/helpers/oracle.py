@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ class Local:
     received: Arrays
     previous: Arrays | None
     memory: dict[str, Any]
+    client: int = -1
 
     @property
     def known(self) -> list[int]:
@@ -93,15 +94,36 @@ class Local:
 Loss = Callable[[Arrays, Tensor, list[int], Local], Tensor]
 AfterStep = Callable[[Arrays], Arrays]
 EndTask = Callable[[Arrays, Local], Arrays]
+Edit = Callable[[Arrays, Arrays, Local], Arrays]
+
+
+@dataclass
+class Outcome:
+    """A client's round: what it trained, what it counts for, and its number of steps."""
+
+    client: int
+    trained: Arrays
+    weight: float
+    steps: int
+
+
+def mean(w: Arrays, outcomes: list[Outcome], local: Local) -> Arrays:
+    """The weighted mean of the clients' models; the old one without any."""
+    total = sum(o.weight for o in outcomes)
+    return {n: sum(o.weight * o.trained[n] for o in outcomes) / total for n in w} if outcomes else w
 
 
 @dataclass
 class Method:
-    """A method: its local loss, what it does after a step and at a task's end."""
+    """A method: its local loss, what it does after a step and at a task's end, its edit of the gradients before the
+    optimiser, and how it joins the models of a round.
+    """
 
     loss: Loss
     after_step: AfterStep = field(default=lambda w: w)
     end_task: EndTask = field(default=lambda w, local: w)
+    edit: Edit = field(default=lambda grads, w, local: grads)
+    join: Callable[[Arrays, list[Outcome], Local], Arrays] = mean
 
 
 def logits(w: Arrays, x: Tensor) -> Tensor:
@@ -170,6 +192,7 @@ def grown(w: Arrays, world: World, classes: int) -> Arrays:
 def train(client: int, round_: int, local: Local, method: Method) -> Arrays | None:
     """One round of one client with SGD, momentum and weight decay; None without images."""
     world, settings = local.world, local.world.config
+    local = replace(local, client=client)
     rows = local.world.held[local.task][client]
     if not rows:
         return None
@@ -185,6 +208,7 @@ def train(client: int, round_: int, local: Local, method: Method) -> Arrays | No
             w = leaves(w)
             grads = gradient(method.loss(w, world.x[batch], [world.y[i] for i in batch], local), w)
             with torch.no_grad():
+                grads = method.edit(grads, w, local)
                 for n in w:
                     g = grads[n] + settings.optimiser.weight_decay * w[n]
                     velocity[n] = settings.optimiser.momentum * velocity[n] + g
@@ -209,18 +233,16 @@ def federated(config: Config, method: Method, world: World | None = None) -> Arr
                 config.seed, "cohort", task, round_,
             )  # fmt: skip
             local = Local(world, task, w, previous, memory)
-            sums = {n: torch.zeros_like(a) for n, a in w.items()}
-            total = 0.0
+            outcomes = []
             for client in cohort:
                 trained = train(client, round_, local, method)
                 if trained is None:
                     continue
-                weight = float(len(world.held[task][client])) if config.federation.weighting == "samples" else 1.0
-                total += weight
-                for n in sums:
-                    sums[n] += weight * trained[n]
-            if total:
-                w = {n: a / total for n, a in sums.items()}
+                images = len(world.held[task][client])
+                weight = float(images) if config.federation.weighting == "samples" else 1.0
+                steps = (config.federation.epochs or 1) * math.ceil(images / config.federation.batch_size)
+                outcomes.append(Outcome(client, trained, weight, steps))
+            w = method.join(w, outcomes, local)
         w = method.end_task(w, Local(world, task, w, previous, memory))
         previous = w
     return w

@@ -32,6 +32,7 @@ def literal(rule: Reduction, parts: list[Tensor], weights: list[float]) -> np.nd
     value = {
         "sum": lambda: rows.sum(axis=0),
         "mean": lambda: rows.mean(axis=0),
+        "masked_mean": lambda: rows.mean(axis=0),
         "weighted_mean": lambda: (w * rows).sum(axis=0) / w.sum(),
         "max": lambda: rows.max(axis=0),
         "min": lambda: rows.min(axis=0),
@@ -60,6 +61,16 @@ def test_rule_is_its_formula(rule: Reduction, dtype: torch.dtype) -> None:
     assert np.allclose(
         got.double().numpy(), literal(rule, parts, WEIGHTS), rtol=1e-6 if dtype == torch.float32 else 1e-13
     )
+
+
+def test_a_masked_mean_is_over_those_who_send_an_entry() -> None:
+    nan = float("nan")
+    parts = [torch.tensor([1.0, nan, nan]), torch.tensor([3.0, 5.0, nan]), torch.tensor([nan, 8.0, nan])]
+    for nodes in ([[0, 1, 2]], [[0], [1, 2]], [[2], [0], [1]]):
+        found = reduce("masked_mean", parts, [1.0, 10.0, 100.0], nodes)
+        assert found[:2].tolist() == [2.0, 6.5]
+        assert bool(found[2].isnan())
+    assert torch.equal(reduce("masked_mean", [torch.arange(3.0)] * 2, [1.0, 1.0], [[0], [1]]), torch.arange(3.0))
 
 
 def test_means_of_integers_are_floored_below_zero_too() -> None:

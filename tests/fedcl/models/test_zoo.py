@@ -18,7 +18,7 @@ from fedcl.models import catalog
 from fedcl.models.arrays import grow_head, initial_arrays
 from fedcl.models.layers import Dropout, replace_dropout, step_seed
 from fedcl.models.model import FedModel, build_model, run
-from fedcl.models.norms import groups_of
+from fedcl.models.norms import groups_of, scale_and_shift
 
 Shape = tuple[int, int, int]
 
@@ -115,6 +115,14 @@ def test_groups_divide_and_never_hold_one_value() -> None:
         assert channels % count == 0
         assert count <= 32
         assert channels // count >= 2
+
+
+def test_scales_and_shifts_are_those_of_normalisation_layers_alone() -> None:
+    norms = nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Sequential(nn.GroupNorm(2, 4), nn.LayerNorm(4)))
+    named = {f"{place}.{kind}" for place in ("0", "2.0", "2.1") for kind in ("weight", "bias")}
+    assert scale_and_shift(norms) == named
+    assert scale_and_shift(nn.LayerNorm(4)) == {"weight", "bias"}
+    assert scale_and_shift(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2, elementwise_affine=False))) == set()
 
 
 def test_external_models_give_features_for_one_and_three_channels() -> None:

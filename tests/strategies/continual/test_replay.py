@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedcl import random as counter
 from fedcl.build import build
 from fedcl.config import Config
 from fedcl.errors import UsageError
@@ -24,66 +23,10 @@ Configure = Callable[[Mapping[str, Any]], Config]
 Run = Callable[[Mapping[str, Any]], RunResult]
 
 
-def remembered(seen: list[tuple[int, int, int]], limit: int, policy: str) -> list[int]:
-    """Rows kept of all (row, priority, label) ever seen by a client, chosen anew from the full history."""
-    if policy == "reservoir":
-        kept = sorted(seen, key=lambda item: item[1])[:limit]
-    else:
-        queues = {label: sorted(i for i in seen if i[2] == label) for _, _, label in seen}
-        queues = {c: sorted(q, key=lambda item: item[1]) for c, q in queues.items()}
-        kept = []
-        while len(kept) < min(limit, len(seen)):
-            fronts = sorted((q.pop(0) for q in queues.values() if q), key=lambda item: item[1])
-            kept += fronts[: limit - len(kept)]
-    order = {item: at for at, item in enumerate(seen)}
-    return [row for row, _, _ in sorted(kept, key=lambda item: order[item])]
-
-
-def replay(oracle: ModuleType, config: Config, limit: int, policy: str, size: int) -> Any:
-    """A federated run with one memory a client, written out."""
-    world = oracle.World.of(config)
-    seed, fed = config.seed, config.federation
-    clients, w = range(fed.clients), world.start
-    history: list[list[tuple[int, int, int]]] = [[] for _ in clients]
-    memory: list[list[int]] = [[] for _ in clients]
-    for task, held in enumerate(world.held):
-        known = world.known[task]
-        w = oracle.grown(w, world, len(known))
-        for round_ in range(fed.rounds):
-            sums, total = {n: torch.zeros_like(a) for n, a in w.items()}, 0
-            for k in clients:
-                if not held[k]:
-                    continue
-                name = (seed, "client", k, task, round_)
-                own = {n: a.clone() for n, a in w.items()}
-                velocity = {n: torch.zeros_like(a) for n, a in w.items()}
-                take, queue, turn = min(size, len(memory[k])), [], 0
-                for epoch in range(fed.epochs or 1):
-                    order = counter.permutation(len(held[k]), *name, "order", epoch).tolist()
-                    for at in range(0, len(order), fed.batch_size):
-                        rows = [held[k][i] for i in order[at : at + fed.batch_size]]
-                        if take:
-                            if len(queue) < take:  # a pass over the memory ends with its last whole batch
-                                passing = counter.permutation(len(memory[k]), *name, "source", 0, turn)
-                                queue, turn = [memory[k][i] for i in passing.tolist()], turn + 1
-                            rows, queue = rows + queue[:take], queue[take:]
-                        own = oracle.leaves(own)
-                        scores = oracle.logits(own, world.x[rows])
-                        loss = oracle.cross_entropy(scores, [world.y[r] for r in rows], known)
-                        grads = oracle.gradient(loss, own)
-                        with torch.no_grad():
-                            for n in own:
-                                velocity[n] = config.optimiser.momentum * velocity[n] + grads[n]
-                                own[n] = own[n] - config.optimiser.lr * velocity[n]
-                for n in sums:
-                    sums[n] += len(held[k]) * own[n].detach()
-                total += len(held[k])
-            w = {n: a / total for n, a in sums.items()}
-        for k in clients:
-            words = counter.words(len(held[k]), seed, "client", k, task, fed.rounds, "memory")
-            history[k] += [(r, int(p) >> 1, world.y[r]) for r, p in zip(held[k], words, strict=True)]
-            memory[k] = remembered(history[k], limit, policy)
-    return w, memory
+def gradient(w: Any, here: Any) -> Any:
+    """Of one cross entropy over the stream's batch and the memory's."""
+    w = here.oracle.leaves(w)
+    return here.oracle.gradient(here.loss(w, [*here.stream, *(row for draw in here.draws for row in draw)]), w)
 
 
 def memories(result: RunResult, clients: int) -> list[dict[str, torch.Tensor]]:
@@ -96,7 +39,9 @@ def memories(result: RunResult, clients: int) -> list[dict[str, torch.Tensor]]:
     ("policy", "images", "size"),
     [("reservoir", 7, 0), ("class_balanced", 7, 3), ("reservoir", 1000, 5), ("class_balanced", 1, 0)],
 )
-def test_equals_a_literal_loop(tiny_config: Configure, oracle: ModuleType, policy: str, images: int, size: int) -> None:
+def test_equals_a_literal_loop(
+    tiny_config: Configure, oracle: ModuleType, rehearsal: ModuleType, policy: str, images: int, size: int
+) -> None:
     from fedcl.run import run
 
     overrides = {
@@ -106,9 +51,9 @@ def test_equals_a_literal_loop(tiny_config: Configure, oracle: ModuleType, polic
     }  # fmt: skip
     config = tiny_config(overrides)
     result = run(config)
-    model, memory = replay(oracle, config, images, policy, size or config.federation.batch_size)
+    model, memory = rehearsal.federated(oracle, config, gradient, lambda known: images, policy, (size,))
     assert oracle.distance(oracle.final(result), model) < 1e-10
-    for state, rows in zip(memories(result, 3), memory, strict=True):
+    for state, rows in zip(memories(result, 3), memory.rows, strict=True):
         assert state["replay/ids"].tolist() == rows
 
 

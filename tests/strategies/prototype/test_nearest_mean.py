@@ -151,6 +151,18 @@ def test_training_is_finetunes_and_only_sums_and_counts_are_sent(tiny: Run, orac
     assert ours.summary["bytes_up"] - plain.summary["bytes_up"] == 3 * (5 + 10) * (8 + 1) * 8
 
 
+@pytest.mark.parametrize("adapt", ["none", "all"])
+def test_a_frozen_encoder_is_never_trained(tiny: Run, tiny_config: Configure, oracle: ModuleType, adapt: str) -> None:
+    settings = {
+        "strategy": ["nmc"], "options.nearest_mean.adapt": adapt, "model.norm": "batch", "optimiser.weight_decay": 0.1,
+    }  # fmt: skip
+    final, start = oracle.final(tiny(settings)), build(tiny_config(settings)).initial
+    encoder = [n for n in start if n.startswith("encoder.") and not n.endswith("num_batches_tracked")]
+    assert [torch.equal(final[n], start[n]) for n in encoder] == [adapt == "none"] * len(encoder)
+    grown = build(tiny_config(settings)).node.grown("head.weight", start["head.weight"], 10, "initial")
+    assert not torch.equal(final["head.weight"], grown)
+
+
 def test_scores_are_distances_also_very_near_a_mean() -> None:
     means = torch.tensor([[1e3, 0.0], [1e3, 1e-3]])
     scores = nearest_mean_scores(means.clone(), means, torch.tensor([1, 1]))
@@ -214,7 +226,7 @@ def test_odd_input(tiny: Run, odd: dict[str, Any], score: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("scale", 0.0), ("scale", float("inf")), ("score", "head"), ("normalise", "maybe"), ("k", 1)],
+    [("scale", 0.0), ("scale", float("inf")), ("score", "head"), ("normalise", "maybe"), ("adapt", "first"), ("k", 1)],
 )
 def test_wrong_options(tiny: Run, key: str, value: object) -> None:
     with pytest.raises(UsageError) as caught:

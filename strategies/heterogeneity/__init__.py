@@ -1,0 +1,1 @@
+"""Clients whose data differ: aggregation, learning rates, heads and normalisation made for it."""

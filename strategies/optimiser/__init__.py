@@ -1,0 +1,1 @@
+"""Strategies that change how weights move: utilities, masks, averages, schedules."""

@@ -1,0 +1,1 @@
+"""Strategies that give each client a model, or a part of one, of its own."""
