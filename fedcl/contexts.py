@@ -34,7 +34,7 @@ class Phase:
         start: arrays it starts from, all of the model's names; None: those after the phase before, and in the first
             the received ones.
         side: its outcome is not the client's model; `end_round` finds it in ``ctx.outcomes``. The phase after it goes
-            on from the last one that was no side phase.
+            on from the last one that was no side phase, with what that one carried: neither leaves a side phase.
         batch_norm: ``eval`` keeps BatchNorm on its running statistics.
         lr_scale: factor on the learning rate.
         ids: (n,) int64 labelled rows of the store to train on, in place of the client's own of this task; a row that

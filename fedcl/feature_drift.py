@@ -65,7 +65,8 @@ def drift_sums(
     """What moves the means with the features around them: ``sum_j w_cj (f_j - f*_j)`` (C, d) and ``sum_j w_cj`` (C,).
 
     ``w_cj = exp(D_cj / (2 sigma^2))`` with D the :func:`nearness` brought to [0, 1] by its extremes over all images and
-    classes. All images weigh the same where the extremes are equal.
+    classes. All images weigh the same where the extremes are equal. What lies beyond the extremes, as they may be those
+    of other clients, weighs as much as they do.
 
     Args:
         before, after: (B, d) features f* and f of the same images by the earlier and the present model.
@@ -74,7 +75,7 @@ def drift_sums(
     """
     near = nearness(before, means, matrix)
     spread = highest - lowest
-    scaled = torch.where(spread > 0, (near - lowest) / torch.where(spread > 0, spread, 1.0), 0.0)
+    scaled = torch.where(spread > 0, (near - lowest) / torch.where(spread > 0, spread, 1.0), 0.0).clamp(0, 1)
     weights = torch.exp(scaled / (2 * width**2))
     return weights.mT @ (after.to(torch.float64) - before.to(torch.float64)), weights.sum(dim=0)
 

@@ -32,7 +32,8 @@ def test_every_strategy_has_an_effect(name: str) -> None:
 def test_the_record_is_of_the_listed_experiment(name: str) -> None:
     record = RECORDED[name]
     assert {k: record[k] for k in LIST[name]} == LIST[name]
-    found = paired_difference(record["method_values"], record["ablation_values"])
+    both = [record["method_values"], record["ablation_values"]]
+    found = paired_difference(*(both[::-1] if LIST[name].get("better") == "lower" else both))
     assert len(record["seeds"]) == len(record["method_values"]) == 5
     assert record["verdict"] == found.verdict
     assert record["mean"] == pytest.approx(found.mean, abs=1e-12)

@@ -4,8 +4,9 @@ The adapter hands a strategy exactly one array record of each client of the coho
 parameters only: FedAdam's arithmetic turns a running variance negative, so buffers stay with the engine.
 Nothing is sampled and no node is waited for. Arrays are read as float64 and go back to their own type.
 
-Left out: q-FedAvg weighs by each client's loss of the received model, which an aggregation rule does not get;
-FedProx is plain averaging on the server; the differential-privacy and XGBoost strategies wrap other things.
+Left out: bagging and cyclic XGBoost join trees, which are no parameters. The two wrappers for clipping at the client
+rely on a mod of Flower's ClientApp; the same clipping at the server is here. Adaptive clipping follows the share of
+clipped updates where Andrew et al. (2021) follow that of the others, so its norm runs away from the quantile aimed at.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedcl.bridges.avalanche_import import sealed
+from fedcl.bridges.flower_options import checked
 from fedcl.errors import RunFailed, UsageError
 from fedcl.federation import flower_internals as flower
 
 if TYPE_CHECKING:
-    from flwr.serverapp.strategy import FedAvg
+    from flwr.serverapp.strategy import FedAvg, Strategy
 
 CLASSES: Final[Mapping[str, str]] = {
     "fedavg": "FedAvg",
@@ -37,38 +41,13 @@ CLASSES: Final[Mapping[str, str]] = {
     "krum": "Krum",
     "multikrum": "MultiKrum",
     "bulyan": "Bulyan",
+    "qfedavg": "QFedAvg",
+    "fedprox": "FedProx",
+    "dp_fedavg": "DifferentialPrivacyServerSideFixedClipping",
 }
 """Names of the strategies and their classes in ``flwr.serverapp.strategy``."""
 
-# The adapter sets these itself, or they do nothing on the server (eta_l is only logged).
-_RESERVED: Final = frozenset(
-    {
-        "fraction_train",
-        "fraction_evaluate",
-        "min_train_nodes",
-        "min_evaluate_nodes",
-        "min_available_nodes",
-        "weighted_by_key",
-        "arrayrecord_key",
-        "configrecord_key",
-        "train_metrics_aggr_fn",
-        "evaluate_metrics_aggr_fn",
-        "selection_rule",
-        "eta_l",
-    }
-)
 _MINIMA: Final = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
-_RANGES: Final[Mapping[str, tuple[Callable[[float], bool], str]]] = {
-    "eta": (lambda v: v > 0, "a number above 0"),
-    "tau": (lambda v: v > 0, "a number above 0"),
-    "beta_1": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
-    "beta_2": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
-    "server_learning_rate": (lambda v: v > 0, "a number above 0"),
-    "server_momentum": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
-    "beta": (lambda v: 0 <= v < 0.5, "a number from 0 to below 0.5"),
-    "num_malicious_nodes": (lambda v: v >= 0, "a whole number, 0 or more"),
-    "num_nodes_to_select": (lambda v: v >= 1, "a whole number, 1 or more"),
-}
 # Flower keeps moments as a dict by name, FedAvgM's momentum as a list in the record's order.
 _DICT_STATE: Final = ("m_t", "v_t")
 _LIST_STATE: Final = ("momentum_vector",)
@@ -106,14 +85,18 @@ class FlowerAggregator:
             if strategy not in CLASSES:
                 raise UsageError("strategy", strategy, f"one of {', '.join(CLASSES)}", CLASSES)
             strategy = getattr(strategies, CLASSES[strategy])
-        if not (isinstance(strategy, type) and issubclass(strategy, strategies.FedAvg)):
+        private = strategies.DifferentialPrivacyServerSideFixedClipping
+        if not (isinstance(strategy, type) and issubclass(strategy, (strategies.FedAvg, private))):
             raise UsageError("strategy", strategy, "a class derived from flwr.serverapp.strategy.FedAvg")
         self._class = strategy
         self._prefix = prefix
+        self._private = issubclass(strategy, private)
+        self._fair = issubclass(strategy, strategies.QFedAvg)
+        self._inner = strategies.FedAvg
         self._krum = issubclass(strategy, strategies.MultiKrum)
         self._bulyan = issubclass(strategy, strategies.Bulyan)
         self._trimmed = issubclass(strategy, strategies.FedTrimmedAvg)
-        self.options = self._checked(options or {})
+        self.options = checked(strategy, options or {}, prefix)
         self._sample = self._build()
 
     @property
@@ -121,38 +104,15 @@ class FlowerAggregator:
         """Flower's name of the class."""
         return str(self._class.__name__)
 
-    def _parameters(self) -> dict[str, inspect.Parameter]:
-        """The options of the strategy's constructor that are the user's to set."""
-        signature = inspect.signature(self._class.__init__).parameters
-        return {
-            name: parameter
-            for name, parameter in signature.items()
-            if name != "self"
-            and name not in _RESERVED
-            and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        }
-
-    def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        known = self._parameters()
-        for name, value in options.items():
-            if name not in known:
-                allowed = f"{self.name} has the options {', '.join(known)}" if known else "it has no options"
-                raise UsageError(self._prefix, name, allowed, known)
-            default = known[name].default
-            whole = isinstance(default, int) and not isinstance(default, bool)
-            fits, text = _RANGES.get(name, (lambda v: True, "a whole number" if whole else "a number"))
-            if whole or isinstance(default, float):
-                number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-                if not (number and math.isfinite(value) and fits(value)):
-                    raise UsageError(f"{self._prefix}.{name}", value, text)
-        for name, parameter in known.items():
-            if parameter.default is parameter.empty and name not in options:
-                raise UsageError(f"{self._prefix}.{name}", None, f"{self.name} needs a value")
-        return dict(options)
-
-    def _build(self) -> FedAvg:
+    def _build(self, clients: int = 1) -> Strategy:
         accepted = inspect.signature(self._class.__init__).parameters
         minima = {name: value for name, value in _MINIMA.items() if name in accepted}
+        if self._private:
+            inner = self._inner(**_MINIMA)
+            inner.fraction_train = 0.0
+            # As NumPy's float: Flower divides it by the norm of an update, which is 0 where a client learnt nothing.
+            options = {**self.options, "clipping_norm": np.float64(self.options["clipping_norm"])}
+            return self._class(inner, num_sampled_clients=clients, **options)
         strategy = self._class(**minima, **self.options)
         # FedAvg.configure_train then returns before it samples, and a subclass's has kept the current arrays.
         strategy.fraction_train = 0.0
@@ -195,6 +155,8 @@ class FlowerAggregator:
         weights: Sequence[float],
         state: Mapping[str, Tensor],
         server_round: int,
+        losses: Sequence[float] | None = None,
+        seed: int | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The next global parameters and the strategy's next state.
 
@@ -205,6 +167,8 @@ class FlowerAggregator:
             state: what the call before returned; empty at first. Entries whose parameter has grown get zeros
                 for what is new; entries of other parameters are passed on.
             server_round: from 1 over the whole run, as Flower counts; FedAdam's bias correction uses it.
+            losses: each client's loss of ``current``, 0 or more; only q-FedAvg needs them.
+            seed: of the noise, which only the differentially private mean needs.
 
         Returns:
             Parameters in the order, type and device of ``current``, and the state. Without a client that has
@@ -212,20 +176,28 @@ class FlowerAggregator:
 
         Raises:
             UsageError: see :meth:`check_cohort`.
-            RunFailed: arrays do not match, a weight is negative, or the strategy gave no result.
+            RunFailed: arrays do not match, a weight or loss is negative, the losses or the seed that the strategy
+                needs are missing, or it gave no result.
         """
         self._check_arrays(current, updates, weights)
-        cohort = [(update, weight) for update, weight in zip(updates, weights, strict=True) if weight > 0]
+        if self._fair and (losses is None or not all(math.isfinite(v) and v >= 0 for v in losses)):
+            raise RunFailed(f"{self.name} needs each client's loss, a number of 0 or more, not {losses}")
+        if self._private and seed is None:
+            raise RunFailed(f"{self.name} needs a seed for its noise")
+        told: Sequence[float | None] = [None] * len(updates) if losses is None else losses
+        cohort = [client for client in zip(updates, weights, told, strict=True) if client[1] > 0]
         if not cohort or not current:
             return dict(current), dict(state)
         self.check_cohort(len(cohort))
-        strategy = self._build()
+        strategy = self._build(len(cohort))
         replies = [self._reply(node, current, *client) for node, client in enumerate(cohort, start=2)]
         try:
-            strategy.configure_train(server_round, flower.pack_wide(current), flower.ConfigRecord(), None)
+            strategy.configure_train(server_round, self._pack(current), flower.ConfigRecord(), None)
             self._restore(strategy, current, state)
             before = dict(vars(strategy))
-            record, _ = strategy.aggregate_train(server_round, replies)
+            # The noise comes from NumPy's global generator.
+            with sealed(seed % 2**32) if self._private and seed is not None else nullcontext():
+                record, _ = strategy.aggregate_train(server_round, replies)
         except flower.FlowerFailure as failure:
             raise RunFailed(f"Flower's {self.name} failed in round {server_round}: {failure}") from failure
         if record is None:
@@ -253,15 +225,24 @@ class FlowerAggregator:
                     shapes = f"{tuple(update[name].shape)}, not {tuple(tensor.shape)}"
                     raise RunFailed(f"{self.name}: {name!r} of update {client} has the shape {shapes}")
 
+    def _pack(self, arrays: Mapping[str, Tensor]) -> flower.ArrayRecord:
+        # Flower's clipping works in place, which passes over a single number without an axis.
+        return flower.pack_wide({n: a.reshape(1) if self._private and not a.ndim else a for n, a in arrays.items()})
+
     def _reply(
-        self, node: int, current: Mapping[str, Tensor], update: Mapping[str, Tensor], weight: float
+        self,
+        node: int,
+        current: Mapping[str, Tensor],
+        update: Mapping[str, Tensor],
+        weight: float,
+        loss: float | None,
     ) -> flower.Message:
         # Flower matches some arrays by position, so every record has the order of the current one.
-        arrays = flower.pack_wide({name: update[name] for name in current})
-        metrics = flower.MetricRecord({"num-examples": float(weight)})
-        return flower.make_reply(flower.RecordDict({"arrays": arrays, "metrics": metrics}), node)
+        arrays = self._pack({name: update[name] for name in current})
+        measured = {"num-examples": float(weight)} | ({} if loss is None else {"train_loss": float(loss)})
+        return flower.make_reply(flower.RecordDict({"arrays": arrays, "metrics": flower.MetricRecord(measured)}), node)
 
-    def _restore(self, strategy: FedAvg, current: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    def _restore(self, strategy: Strategy, current: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         for attribute in (*_DICT_STATE, *_LIST_STATE):
             held = {name: state.get(f"{attribute}/{name}") for name in current}
             if not hasattr(strategy, attribute) or all(value is None for value in held.values()):
@@ -270,7 +251,7 @@ class FlowerAggregator:
             setattr(strategy, attribute, arrays if attribute in _DICT_STATE else list(arrays.values()))
 
     def _state_of(
-        self, strategy: FedAvg, before: Mapping[str, Any], current: Mapping[str, Tensor]
+        self, strategy: Strategy, before: Mapping[str, Any], current: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
         for attribute, value in vars(strategy).items():

@@ -35,9 +35,17 @@ def leaving(node: Node, client: Client, result: Trained) -> Arrays:
     """The arrays of the trained model that leave a client, as its strategies send them.
 
     Raises:
-        RunFailed: a strategy changes names or shapes.
+        RunFailed: a strategy changes names or shapes; training has failed where NaN would mean "not sent".
     """
     shared = {n: a for n, a in result.arrays.items() if node.leaves(n)}
+    owner = node.stack.owners["aggregate"]
+    if owner is not None and owner.model_reduction == "masked_mean":
+        bad = [n for n, a in shared.items() if a.is_floating_point() and not bool(a.isfinite().all())]
+        if bad:
+            raise RunFailed(
+                f"task {client.header.task + 1}, round {client.header.round + 1}, client {client.id}: {bad[0]!r} is "
+                "not finite after training; a lower optimiser.lr or optimiser.clip=1 may help"
+            )
     for strategy in node.stack.having("upload"):
         with blame(strategy, "upload"):
             sent = strategy.upload(client.context(strategy, result), shared)

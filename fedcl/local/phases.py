@@ -82,14 +82,14 @@ def put_into(
     client: Client, phase: Phase, place: int, phases: Sequence[Phase] = (), done: Sequence[Trained] = ()
 ) -> Client:
     """The client in a phase of its round, which goes on from those that are ``done``."""
-    start = phase.start
+    start, before = phase.start, [one for p, one in zip(phases, done, strict=False) if not p.side]
     if start is None:
-        start = next((one.arrays for p, one in reversed(list(zip(phases, done, strict=False))) if not p.side), None)
+        start = before[-1].arrays if before else None
     elif start.keys() != client.received.keys():
         raise RunFailed(f"the phase {phase.name!r} must start from all arrays of the model")
     client = replace(
         client, phase=phase, place=place, start=start, spent=sum(one.steps for one in done),
-        carried=done[-1].carried if done else client.carried,
+        carried=before[-1].carried if before else client.carried,
     )  # fmt: skip
     if phase.ids is None:
         return client
@@ -112,7 +112,7 @@ def together(phases: Sequence[Phase], done: Sequence[Trained]) -> Trained:
         shapes.update({shape if place == 0 else (place, shape): count for shape, count in one.shapes.items()})  # type: ignore[misc]
     return Trained(
         main[-1].arrays, sum(one.steps for one in main), main[0].samples, main[0].dropped,
-        {n: sums[n] / steps[n] for n in sums}, shapes, done[-1].carried,
+        {n: sums[n] / steps[n] for n in sums}, shapes, main[-1].carried,
         {phase.name: one.arrays for phase, one in zip(phases, done, strict=True) if phase.name},
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 
 from fedcl.errors import UsageError
@@ -40,12 +41,12 @@ class Counting(Strategy):
     def begin_task(self, server: Server) -> Arrays:
         if self.counts == "local":
             return server.state
-        found = server.exchange(self.count)
-        if "counts" not in found:
-            return server.state
-        if "counts" not in server.state or server.repeats:
-            return found
-        return {"counts": widen(server.state["counts"], len(server.known)) + found["counts"]}
+        found = server.exchange(self.count).get("counts")
+        earlier = server.state.get("counts", torch.zeros(0, dtype=torch.int64, device=server.known.device))
+        earlier = widen(earlier, len(server.known))
+        if found is None:  # nobody who was reached has images of this task
+            return {"counts": earlier}
+        return {"counts": found if server.repeats else earlier.to(found.device) + found}
 
     def broadcast(self, server: Server) -> Broadcast:
         return Broadcast(dict(server.state), scope="task")

@@ -148,9 +148,12 @@ class PostHoc(Strategy):
 
     def left(self, server: Server, head: Arrays, state: Arrays, use: Use) -> tuple[Finished, Arrays]:
         """What `finish_task` returns for a new head (arrays ``head.*``)."""
-        if use == "training":
-            return Finished({**server.arrays, **head}), state
-        return Finished(server.arrays, evaluate={**self.standing(server), **head}), state
+        standing = self.standing(server)
+        if use == "evaluation":
+            return Finished(server.arrays, evaluate={**standing, **head}), state
+        # Where a stage before this one left a model of its own to be evaluated, that gets the new head too.
+        evaluate = None if standing is server.arrays else {**standing, **head}
+        return Finished({**server.arrays, **head}, evaluate=evaluate), state
 
 
 class GaussianHead(PostHoc):
@@ -165,18 +168,24 @@ class GaussianHead(PostHoc):
         """Moments of this client's features by class."""
         return class_moments(
             ctx.batches(),
-            lambda x: ctx.forward(x).features,
+            lambda x: self.features(ctx, x),
             len(ctx.known),
             ctx.model.feature_dim,
             self.options.covariance,
         ), ctx.state
 
+    def features(self, ctx: ClientContext, x: Tensor) -> Tensor:
+        """(B, d) features of images, whose Gaussians are wanted."""
+        return ctx.forward(x).features
+
     def gathered(self, server: Server) -> Arrays:
         """The state with the moments of the images at hand."""
         found = server.exchange(self.count)
         # Where old images were counted again, by the present encoder, their earlier moments are superseded.
-        earlier = {} if server.repeats else self.moments(server.state)
-        return {**server.state, **add_moments(earlier, found)}
+        earlier = {} if server.repeats and found else self.moments(server.state)
+        moments, classes = add_moments(earlier, found), len(server.known)
+        # Padded here too: where no client was reached that has images, nothing has made room for the new classes.
+        return {**server.state, **{n: a if n == "scatter" else widen(a, classes) for n, a in moments.items()}}
 
     def moments(self, state: Arrays) -> Arrays:
         """The moments in a server state."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fedcl.cards import Card, option
 from fedcl.errors import RunFailed, UsageError
+from fedcl.models.heads import normalised
 from fedcl.statistics import Form, class_covariances, class_means, within_covariance
-from fedcl.strategy import Arrays, Server, Step, cross_entropy
+from fedcl.strategy import Arrays, ClientContext, Server, Step, cross_entropy
 
 from ..federated.finetune import new_or_known
 from ._post_hoc import GaussianHead, Use
@@ -149,6 +150,10 @@ class AMGC(GaussianHead):
         before = step.forward(step.x, "stage:previous").features
         distance = (step.output.features - before.detach()).square().sum(dim=1).mean()
         return {"distillation": self.options.distil * distance}
+
+    def features(self, ctx: ClientContext, x: Tensor) -> Tensor:
+        # As the head sees them, since its solution is for the very features that its rows are multiplied with.
+        return normalised(super().features(ctx, x), ctx.model.head.feature_norm)
 
     # server
 

@@ -12,7 +12,7 @@ from fedcl.cards import Card, option
 from fedcl.errors import RunFailed, UsageError
 from fedcl.strategy import Arrays, Finished, Server
 
-from ._post_hoc import PostHoc, Use, public_features
+from ._post_hoc import PostHoc, Use, head_logits, public_features
 
 if TYPE_CHECKING:
     from fedcl.config import Config
@@ -102,7 +102,7 @@ class TauNorm(PostHoc):
 
         def correct(tau: float) -> int:
             own = self.scaled(head, tau, server.known)
-            logits = features @ own["head.weight"].mT
+            logits = head_logits(server.model, own, features)
             return int((torch.where(competing, logits, -torch.inf).argmax(dim=1) == labels).sum())
 
         return max((round(0.1 * i, 1) for i in range(21)), key=correct)

@@ -52,10 +52,8 @@ class UER(Rehearsal):
         "logits for the stream, dot products for the memory, both without a bias. The scale, 1/0.09, is "
         "that of the same author's PCR. The federated form is ours.",
         leaves_client=(("stored", "1", "sum", "end of a task"),),
-        client_state="image ids within the byte budget (the images are the client's own) and their "
-        "priorities",
-        cost="Twice the images a step once the memory is filled. Only the number of stored images leaves a "
-        "client.",
+        client_state="image ids within the byte budget (the images are the client's own) and their priorities",
+        cost="Twice the images a step once the memory is filled. Only the number of stored images leaves a client.",
         notes="Needs a linear head without a bias. Class weights are averaged as arrays; averaging "
         "directions and norms apart, as one could, is not done. The memory is that of er_ace. "
         "stream=product is plain replay.",

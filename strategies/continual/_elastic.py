@@ -67,8 +67,9 @@ class ElasticOptions:
         for name in ("weight", "damping", "jitter"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-        if not 0 < self.sigma < float("inf"):
-            raise ValueError(f"sigma must be above 0, not {self.sigma}")
+        # The largest weight is exp(1 / (2 sigma^2)), which has to be finite.
+        if not 0.03 <= self.sigma < float("inf"):
+            raise ValueError(f"sigma must be at least 0.03, not {self.sigma}")
 
 
 class Elastic(Strategy):
@@ -88,6 +89,9 @@ class Elastic(Strategy):
     def check(self, config: Config, stream: Stream, split: Split) -> None:
         if config.model.head != "linear":
             raise UsageError("model.head", config.model.head, f"linear: {self.name} needs the head's derivative")
+        if config.model.feature_norm != "none":
+            allowed = f"none: {self.name} needs the derivative of a head that takes features as they are"
+            raise UsageError("model.feature_norm", config.model.feature_norm, allowed)
 
     def modules(self, model: FedModel) -> Mapping[str, nn.Module]:
         return {"rotation": RotationHead(model.feature_dim)} if self.options.rotation else {}
@@ -169,14 +173,20 @@ class Elastic(Strategy):
         if anchor:
             bounds = {n: found[n] for n in ("lowest", "highest")}
             moved = server.exchange(self.drift, down={**anchor, **bounds})
-            state["means"][learned] += moved["numerators"] / moved["denominators"][:, None]
+            # Where exchanges reach a few clients, each may reach others, and one nobody who holds images.
+            if moved:
+                state["means"][learned] += moved["numerators"] / moved["denominators"][:, None]
         counts = found["counts"]
         seen = fresh[counts > 0]
         state["counts"][seen], state["means"][seen] = counts[counts > 0], class_means(found)[counts > 0]
         state["factors"][seen] = self.factors(class_covariances(found)[counts > 0])
         head = self.rebalanced(server, state, int(counts.sum()))
         measured = server.exchange(self.matrices, down=head)
-        state["matrix"] = measured["matrix"] / measured["images"]
+        if measured:
+            state["matrix"] = measured["matrix"] / measured["images"]
+        else:
+            size = server.model.feature_dim
+            state["matrix"] = server.state.get("matrix", state["means"].new_zeros(size, size))
         return Finished({**server.arrays, **head} if head else server.arrays), state
 
     def gaussians(self, server: Server) -> Arrays:

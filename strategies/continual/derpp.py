@@ -55,7 +55,7 @@ class DERPP(Rehearsal):
         "and about the paper's for CIFAR-10 (CIFAR-100: 0.3 and 0.5). Federated: the stored logits are the global "
         "model's, when the image is stored, of the image as it is; in the paper they are those of the training step "
         "that saw it.",
-        leaves_client=(("stored", "1", "sum", "end of a task"),),
+        leaves_client=(("stored", "1", "sum", "end of a task; each round where images are seen once"),),
         client_state="image ids within the byte budget (the images are the client's own), their priorities and logits",
         cost="Three times the images a step once the memory is filled; one pass over the images when they are stored.",
         notes="Logits count in the budget, with the width of the head at the time: a growing head leaves room for "
@@ -108,7 +108,10 @@ class DERPP(Rehearsal):
         terms = {}
         dark, labels = step.batch.rows(self.name), step.batch.rows(LABELS)
         if len(dark):
-            kept = {n: step.batch.payload[f"{self.name}/{n}"] for n in ("logits", "width")}
+            # One row an image, whatever the number of views that another strategy of the stack asks for.
+            kept = {
+                n: torch.cat([step.batch.payload[f"{self.name}/{n}"]] * step.batch.views) for n in ("logits", "width")
+            }
             value = dark_experience(step.output.logits[dark], kept["logits"], kept["width"])
             terms["logits"] = self.options.alpha * value
         if len(labels):
@@ -122,5 +125,5 @@ class DERPP(Rehearsal):
 
     def after_aggregate(self, server: Server) -> tuple[Arrays, Arrays]:
         if server.online:  # the logits to keep are those of the model that has seen the images of the round
-            server.exchange(self.remember)
+            server.exchange(self.remember, server.cohort)
         return server.arrays, server.state

@@ -67,7 +67,7 @@ class FOT(Strategy):
             ("left", "1 a layer", "sum", "end of a task"),
             ("whole", "1 a layer", "sum", "end of a task"),
         ),
-        client_state="none; with of=trained its trained encoder until the end of the task",
+        client_state="none; with of=trained its encoder of the last round that it trained in, until that is sketched",
         server_state="an orthonormal basis a layer, float64",
         cost="At the end of a task one forward pass, a product of each layer's inputs with random columns, and the "
         "upload of the sketches; the bases go down once a task, as the server projects. The server decomposes an (m, "

@@ -148,8 +148,11 @@ class ICaRL(Rehearsal):
             members = torch.unique(torch.cat([ids[0][again], ctx.ids[ctx.labels == label]]))
             ids[0], rank[0] = ids[0][~again], rank[0][~again]
             found = torch.cat([self.features(ctx, x) for x, _ in ctx.batches(members)])
-            mean = ctx.down["means"][label] if "means" in ctx.down else found.mean(dim=0)
-            order = herding(found, mean.to(found.device), min(limit, len(members)))
+            mean = found.mean(dim=0)
+            # Not everybody need have been asked for the means: of a class that nobody asked had, there is none.
+            if "means" in ctx.down and bool(ctx.down["means"][label].any()):
+                mean = ctx.down["means"][label].to(found.device)
+            order = herding(found, mean, min(limit, len(members)))
             ids.append(members[order])
             rank.append(torch.arange(len(order), device=order.device))
         offered, ranks = torch.cat(ids), torch.cat(rank)

@@ -179,7 +179,7 @@ class Target(Strategy):
         classes = old[: len(previous["head.weight"])]
         teacher = Teacher(server.model, arrays, mean, std, (channels, height, width), classes)
         recipe = options if options.schedule == "published" else replace(options, rounds=10, adversarial=0.0)
-        seed = counter.fold("target", server.task)
+        seed = counter.fold(*server.key, self.name)
         images = invert(teacher, recipe, seed).images
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(counter.fold(seed, "kept")))
         return images[order[: options.images].sort().values.to(device)]

@@ -119,7 +119,8 @@ class BYOL(Views):
         momentum: Tensor | float = self.options.momentum
         if self.options.rounds:
             momentum = rising_momentum(self.options.momentum, step.down["done"], self.options.rounds)
-        return {n: momentum * a + (1 - momentum) * params[n.removeprefix(TARGET)] for n, a in step.carried.items()}
+        now = {**step.params, **params}  # what a phase does not train stays as it is
+        return {n: momentum * a + (1 - momentum) * now[n.removeprefix(TARGET)] for n, a in step.carried.items()}
 
     def end_round(self, ctx: ClientContext, trained: Arrays, steps: int) -> tuple[Arrays, Arrays]:
         return {}, dict(ctx.carried) if self.options.target == "kept" else ctx.state

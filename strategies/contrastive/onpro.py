@@ -156,9 +156,11 @@ class OnPro(Views, Rehearsal):
     def loss(self, step: Step) -> dict[str, Tensor]:
         o = self.options
         stream, memory = views_of(step, "stream"), views_of(step, self.name)
-        output = step.forward(turned_views(step.x[stream[0]], step.x[stream[1]]))
-        labels = turned_labels(step.y[stream[0]], len(step.known))
-        instances = pair_and_class_contrast(self.scores(step, output, "new"), labels)
+        instances = step.output.logits.sum() * 0.0
+        if stream.numel():  # else none of the stream's images has a label
+            output = step.forward(turned_views(step.x[stream[0]], step.x[stream[1]]))
+            labels = turned_labels(step.y[stream[0]], len(step.known))
+            instances = pair_and_class_contrast(self.scores(step, output, "new"), labels)
         equilibrium = self.equilibrium(step, stream)
         if memory.numel():
             equilibrium = equilibrium + self.equilibrium(step, memory)

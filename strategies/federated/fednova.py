@@ -91,6 +91,9 @@ class FedNova(Strategy):
             raise UsageError("optimiser.nesterov", True, "false: fednova knows no effective steps of it")
         if optimiser.schedule != "constant" and optimiser.per == "step":
             raise UsageError("optimiser.per", "step", "round or task: fednova needs one learning rate in a round")
+        if options.proximal and optimiser.schedule != "constant":
+            told = "constant: options.fednova.proximal is for one learning rate"
+            raise UsageError("optimiser.schedule", optimiser.schedule, told, ("constant",))
         if options.momentum != optimiser.momentum:
             raise UsageError("options.fednova.momentum", options.momentum, f"optimiser.momentum={optimiser.momentum}")
         mu = dict(config.options.get("fedprox") or {}).get("mu", 0.01) if "fedprox" in config.strategy else 0.0
@@ -111,7 +114,8 @@ class FedNova(Strategy):
         return effective_steps(ctx.carried["steps"], self.options.momentum, self.options.proximal)
 
     def upload(self, ctx: ClientContext, trained: Arrays) -> Arrays:
-        moved = change(trained, ctx.received, parameter_names(ctx.model))
+        names = [n for n in parameter_names(ctx.model) if n in trained]  # private parts stay here
+        moved = change(trained, ctx.received, names)
         return trained | plus({n: ctx.received[n] for n in moved}, moved, 1.0 / self.effective(ctx))
 
     def end_round(self, ctx: ClientContext, trained: Arrays, steps: int) -> tuple[Arrays, Arrays]:

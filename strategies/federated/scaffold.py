@@ -76,7 +76,8 @@ class SCAFFOLD(Strategy):
     def begin_round(self, ctx: ClientContext) -> Arrays:
         own = under(ctx.state, "variate")
         zeros = {n: torch.zeros_like(ctx.received[n]) for n in parameter_names(ctx.model)}
-        return named({n: own.get(n, z).to(z) for n, z in zeros.items()}, "variate") | {"sum": flat(zeros)}
+        sums = {"sum": flat(zeros), "steps": torch.zeros((), dtype=torch.int64, device=ctx.ids.device)}
+        return named({n: own.get(n, z).to(z) for n, z in zeros.items()}, "variate") | sums
 
     def edit_gradients(self, step: Step, grads: Arrays) -> Arrays:
         corrected = plus(grads, under(step.carried, "variate"), -1.0)
@@ -84,14 +85,14 @@ class SCAFFOLD(Strategy):
 
     def carry(self, step: Step, grads: Arrays, params: Arrays) -> Arrays:
         sums = shaped(step.carried["sum"], under(step.carried, "variate"))
-        return {**step.carried, "sum": flat(plus(sums, grads))}
+        return {**step.carried, "sum": flat(plus(sums, grads)), "steps": step.carried["steps"] + 1}
 
     def weight(self, ctx: ClientContext, samples: int, steps: int) -> float:
         return 1.0
 
     def end_round(self, ctx: ClientContext, trained: Arrays, steps: int) -> tuple[Arrays, Arrays]:
         old = under(ctx.carried, "variate")
-        new = shaped(ctx.carried["sum"] / steps, old)
+        new = shaped(ctx.carried["sum"] / ctx.carried["steps"], old)
         return named(change(new, old, new), "change"), named(new, "variate")
 
     # server

@@ -75,8 +75,7 @@ class FedBR(Strategy):
         "position: as many pairs as the smaller of both has, so federation.batch_size=32 is as published. Those of "
         "`source=clients` are made from the first task's images and kept for the whole stream. With "
         "`source=public` they are means of the server's own images, and each is mixed in every step with an image of "
-        "the batch, half and half, its target likewise. BatchNorm sees the pseudo-images among the batch. Which "
-        "clients are asked for one does not depend on the seed.",
+        "the batch, half and half, its target likewise. BatchNorm sees the pseudo-images among the batch.",
         deviations="Projection and model are trained in one joint step: the adversary's loss sees detached features, "
         "the model's sees a detached projection. The released code takes two steps, the model's with the projection "
         "just updated. There the target's features are cached once a round; here they are of the same augmented "
@@ -175,7 +174,7 @@ class FedBR(Strategy):
             public = server.public
             if public is None or not len(public.ids):
                 return server.state
-            key = ("fedbr", "public")
+            key = (*server.key, "fedbr", "public")
             made = [
                 average_images(public.store, public.ids, self.options.averaged, *key, place)
                 for place in range(self.options.images)
@@ -185,7 +184,7 @@ class FedBR(Strategy):
         if "present" not in found:
             return server.state
         here = torch.nonzero(found["present"]).flatten()
-        drawn = counter.words(self.options.images, "fedbr", "owners") % len(here)
+        drawn = counter.words(self.options.images, *server.key, "fedbr", "owners") % len(here)
         owners = here.cpu()[torch.from_numpy(drawn.astype("int64"))]
         made_by = server.exchange(self.average, clients=sorted(set(owners.tolist())), down={"owners": owners})
         return {"images": made_by["images"]}

@@ -119,7 +119,8 @@ class FedHyper(Strategy):
             return step.carried
         before, options = step.carried["factor"], self.options
         moved = change(params, step.params, params)
-        path = flat({n: moved.get(n, torch.zeros_like(p)) for n, p in step.params.items()})
+        # In an order of its own: that of a step's parameters depends on which of them the phase trains.
+        path = flat({n: moved.get(n, torch.zeros_like(step.params[n])) for n in sorted(step.params)})
         to_last = (path * step.carried["last"]).sum()
         known = "clients" in step.down  # from the second round on
         to_global = inner(moved, under(step.down, "delta")) if known else torch.zeros_like(before)

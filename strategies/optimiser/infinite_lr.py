@@ -39,7 +39,7 @@ class Shape:
         """
         if left <= self.anneal:
             share = (self.anneal - left + 1) / self.anneal
-            return self.constant * (self.least / self.constant) ** share
+            return float(self.constant * (self.least / self.constant) ** share)
         if done < self.warmup:
             return (done + 1) / self.warmup
         after = done - self.warmup
@@ -100,7 +100,7 @@ class InfiniteLR(Strategy):
 
     def begins_annealing(self, server: Server) -> bool:
         """Whether this is the first round of the annealed branch; in a task that is all annealing, its first round."""
-        return self.options.anneal > 0 and server.round == max(server.rounds - self.options.anneal, 0)
+        return bool(self.options.anneal > 0 and server.round == max(server.rounds - self.options.anneal, 0))
 
     def broadcast(self, server: Server) -> Broadcast:
         factor = self.shape().factor(server.rounds_done, server.rounds - server.round)
@@ -119,4 +119,4 @@ class InfiniteLR(Strategy):
         # A branch that is the whole task leaves nothing to go on from but itself.
         if not server.state or self.options.anneal >= server.rounds:
             return Finished(server.arrays), {}
-        return Finished(before, evaluate=server.arrays), {}
+        return Finished(before, evaluate=server.evaluated), {}

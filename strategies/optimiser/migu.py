@@ -13,17 +13,17 @@ from fedcl.cards import Card, option
 from fedcl.strategy import Arrays, Step, Strategy
 
 
-def magnitudes(outputs: Tensor) -> Tensor:
+def magnitudes(outputs: Tensor, units: int = -1) -> Tensor:
     """L1-normalised mean magnitude of each output unit, (n,).
 
     Args:
-        outputs: (B, n) of a linear layer, (B, T, n) with tokens, or (B, n, H, W) of a convolution.
+        outputs: (B, n) of a linear layer, (B, ..., n) with tokens or places, or (B, n, H, W) of a convolution.
+        units: the axis of the n units, 1 for a convolution.
 
     >>> magnitudes(torch.tensor([[1.0, -3.0], [1.0, 3.0]])).tolist()
     [0.25, 0.75]
     """
-    units = 1 if outputs.dim() == 4 else outputs.dim() - 1
-    mean = outputs.abs().mean(dim=[d for d in range(outputs.dim()) if d != units])
+    mean = outputs.abs().movedim(units, -1).flatten(end_dim=-2).mean(dim=0)
     return mean / mean.sum().clamp(min=torch.finfo(mean.dtype).tiny)
 
 
@@ -62,7 +62,8 @@ class MIGU(Strategy):
         cost="One more forward pass a step from the second task on.",
         notes="The head is left out unless head=true: its units are classes. The pass that measures "
         "magnitudes runs in evaluation mode. Momentum and weight decay still move rows without a gradient, "
-        "as in the release. by=random draws as many rows at random: the paper's baseline.",
+        "as in the release. by=random draws as many rows at random: the paper's baseline. The output projection "
+        "of torch's own attention, which is never called by itself, is updated whole.",
     )
 
     @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class MIGU(Strategy):
         layers = self.layers(step, grads)
         taps = step.forward(step.x, "own", "eval", tuple(layers)).taps
         kept = dict(grads)
-        for layer in layers:
-            values = magnitudes(taps[layer].output.detach())
+        for layer in (n for n in layers if n in taps):
+            values = magnitudes(taps[layer].output.detach(), 1 if grads[f"{layer}.weight"].dim() == 4 else -1)
             if self.options.by == "random":
                 values = step.uniform((len(values),), f"migu {layer}")
             mask = strongest(values, self.options.quantile)

@@ -71,7 +71,8 @@ class SwitchEMA(Strategy):
         """Whether the weights are set to their average after this step, a bool scalar."""
         if not self.options.interval:
             return torch.zeros_like(step.index, dtype=torch.bool)
-        return (step.index + 1) % (step.epoch_length * self.options.interval) == 0
+        now: Tensor = (step.index + 1) % (step.epoch_length * self.options.interval) == 0
+        return now
 
     def after_step(self, step: Step, params: Arrays) -> Arrays:
         now, momentum = self.switches(step), self.options.momentum

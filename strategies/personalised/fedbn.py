@@ -47,7 +47,7 @@ class FedBN(Strategy):
         "without such layers (layers=batch: without BatchNorm) makes it federated averaging, which is "
         "refused by name.",
     )
-    tried_with = {"model.norm": "batch", "model.name": "resnet20", "model.width": 2}
+    tried_with = {"model.norm": "batch", "model.name": "resnet20", "model.width": 2, "model.depth": None}
 
     @dataclass(frozen=True)
     class Options:

@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedcl.cards import Card, option
+from fedcl.errors import UsageError
 from fedcl.local.optim import Group
 from fedcl.models.heads import Head
 from fedcl.strategy import Arrays, ClientContext, Predictor, Sharing, Step, Strategy, cross_entropy
 
 if TYPE_CHECKING:
+    from fedcl.config import Config
     from fedcl.models.model import FedModel
+    from fedcl.stream import Split, Stream
 
 EMBEDDINGS = "extra.gpfl.embeddings.weight"
 
@@ -79,7 +82,8 @@ def magnitude(features: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
     >>> magnitude(torch.tensor([[3.0], [4.0]]), torch.zeros(1, 1), torch.tensor([0, 0])).item()
     5.0
     """
-    return torch.linalg.vector_norm(features - F.embedding(labels, frozen))
+    norm: Tensor = torch.linalg.vector_norm(features - F.embedding(labels, frozen))
+    return norm
 
 
 class GPFL(Strategy):
@@ -128,6 +132,14 @@ class GPFL(Strategy):
             if not 0 <= self.weight < float("inf") or not 0 <= self.decay < float("inf"):
                 raise ValueError("weight and decay must be at least 0")
 
+    def check(self, config: Config, stream: Stream, split: Split) -> None:
+        if config.model.head != "linear":
+            allowed = "linear: gpfl's head is a linear one on personal features"
+            raise UsageError("model.head", config.model.head, allowed, ("linear",))
+        if config.model.feature_norm != "none":
+            allowed = "none: what goes into gpfl's head are personal features"
+            raise UsageError("model.feature_norm", config.model.feature_norm, allowed, ("none",))
+
     def modules(self, model: FedModel) -> Mapping[str, nn.Module]:
         size = model.feature_dim
         return {"embeddings": ClassEmbeddings(size), "valve": ConditionalValve(size)}
@@ -170,6 +182,8 @@ class GPFL(Strategy):
     def predict(self, predictor: Predictor, x: Tensor) -> Tensor:
         features = predictor.forward(x).features
         embeddings = predictor.arrays[EMBEDDINGS]
+        if self.options.conditions == "released":
+            embeddings = predictor.own.get("last/" + EMBEDDINGS, embeddings)
         width = len(embeddings)
         counts = predictor.own.get("counts", torch.zeros(0, dtype=torch.int64, device=x.device))
         counts = F.pad(counts, (0, width - len(counts)))

@@ -89,6 +89,9 @@ class FrozenAfter(Pooled):
         if self.adapt == "first" and config.time.order != "common":
             allowed = f"must be common with strategy {self.name}, which adapts the encoder in everybody's first task"
             raise UsageError("time.order", config.time.order, allowed)
+        if self.adapt != "all" and config.model.head == "simplex":
+            allowed = f"not a fixed head: {self.name} trains nothing but the head once the encoder is frozen"
+            raise UsageError("model.head", "simplex", allowed)
 
     @property
     def adapt(self) -> Adapt:

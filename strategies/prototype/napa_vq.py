@@ -103,13 +103,15 @@ class NapaVQ(Strategy):
             ("counts", "classes", "sum", "end of a task"),
         ),
         server_state="edges; sums and counts of features of all classes; the global model of the previous task's end",
-        cost="Four times the images a step, and a pass of the previous model over them; the edges, 16 C^2 floats, each "
-        "way and round; one pass over a client's images at the end of a task.",
+        cost="Four times the images a step, and a pass of the previous model over them, which is sent once per task "
+        "and client; the edges, 16 C^2 floats, each way and round, and after the first task the prototypes down; one "
+        "pass over a client's images at the end of a task. A step holds 4 C x 4 C x features numbers (C classes).",
         deviations="The paper trains the network by Adam and the vectors by SGD with learning rate 5 (0.5 in later "
         "tasks); here one optimiser trains both, and lr_scale is a factor on its rate for the vectors.",
         notes="Made for a large first task and Adam: with plain SGD the norm over the batch, of weight 10, can "
-        "outweigh all else, and norm=image is the safer choice. Images must be square, and no other strategy of the stack may "
-        "show views. The head is not used, and not trained. Counts of images a class leave the client. Where tasks are "
+        "outweigh all else, and norm=image is the safer choice. Images must be square, and no other strategy of the "
+        "stack may show views. "
+        "The head is not used, and not trained. Counts of images a class leave the client. Where tasks are "
         "known at test, each image's loss is over the vectors of its own task.",
     )
 

@@ -53,9 +53,9 @@ class PRD(Strategy):
             ("prototypes", "classes x features, float64", "sum", "round"),
             ("counts", "classes", "sum", "round"),
         ),
-        server_state="the task in which each class was new",
+        server_state="the task in which each class was new; the global model of the previous task's end",
         cost="Two views of each image; after the first task one more forward pass. Prototypes travel with the model "
-        "and once more, by images, up.",
+        "and once more, by images, up. The previous model is sent once per task and client.",
         notes="The head is not trained: the nearest prototype by cosine predicts. Needs augmentation that makes views "
         "differ (data.augment=[simclr]). Prototypes are not decayed; the paper trains them without momentum too, which "
         "is a setting of the whole optimiser here. The distillation is a sum over old classes or tasks, so that its "

@@ -90,6 +90,15 @@ def test_the_drift_of_means_is_the_literal_one() -> None:
     torch.testing.assert_close((first[0] + rest[0], first[1] + rest[1]), found, rtol=1e-12, atol=1e-12)
 
 
+def test_features_beyond_the_extremes_weigh_as_much_as_they_do() -> None:
+    before, means = torch.tensor([[0.0], [10.0]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    low, high = torch.tensor(-1.0, dtype=torch.float64), torch.tensor(-0.999, dtype=torch.float64)
+    sums, weights = drift_sums(before, before + 1, means, matrix, low, high, 0.2)
+    torch.testing.assert_close(weights, torch.tensor([math.exp(12.5) + 1], dtype=torch.float64))
+    torch.testing.assert_close(sums / weights[:, None], torch.ones(1, 1, dtype=torch.float64))
+
+
 def test_features_as_near_as_each_other_move_a_mean_alike() -> None:
     before, after = normal(5, 2), normal(5, 2, seed=1)
     matrix, same = torch.zeros(2, 2, dtype=torch.float64), torch.zeros((), dtype=torch.float64)

@@ -130,8 +130,10 @@ def federated(
                 name = (seed, "client", k, task, round_)
                 own = {n: a.clone() for n, a in w.items()}
                 velocity = {n: torch.zeros_like(a) for n, a in w.items()}
-                offered = marked(world, held[k], *name) if present else []
-                memories = remembered(memory.history[k] + offered, limit(len(known)), policy)
+                memories = memory.rows[k]
+                if present:
+                    offered = memory.history[k] + marked(world, held[k], *name)
+                    memories = remembered(offered, limit(len(known)), policy)
                 sources = [
                     draws(memories, size or fed.batch_size, *name, "source", i) for i, size in enumerate(sizes)
                 ] if memories else []  # fmt: skip

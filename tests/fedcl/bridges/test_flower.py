@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,23 @@ def cohort(current: Arrays, clients: int, *key: object, scale: float = 0.1) -> l
 
 def flat(values: Arrays) -> np.ndarray:
     return np.concatenate([v.double().numpy().ravel() for v in values.values()])
+
+
+NEEDS: dict[str, dict[str, object]] = {
+    "qfedavg": {"client_learning_rate": 0.1},
+    "dp_fedavg": {"noise_multiplier": 0.5, "clipping_norm": 0.3},
+}
+"""Options without a default."""
+
+
+def make(name: str, options: dict[str, object] | None = None) -> FlowerAggregator:
+    return FlowerAggregator(name, {**NEEDS.get(name, {}), **(options or {})})
+
+
+def told(name: str, clients: int) -> dict[str, Any]:
+    """What a strategy is told beside models and weights."""
+    losses = {"losses": [0.3 + c for c in range(clients)]} if name == "qfedavg" else {}
+    return losses | ({"seed": 7} if name == "dp_fedavg" else {})
 
 
 def weights(clients: int) -> list[float]:
@@ -118,6 +136,8 @@ STATELESS: list[tuple[str, dict[str, object], Oracle, tuple[int, ...]]] = [
         lambda x, w, n: multikrum(x, w, n, 2, 5),
         (7, 20),
     ),
+    ("multikrum", {"num_nodes_to_select": 4}, fedavg, (4,)),
+    ("fedprox", {"proximal_mu": 0.5}, fedavg, (1, 20)),
     ("bulyan", {}, bulyan, (3, 20)),
     ("bulyan", {"num_malicious_nodes": 4}, lambda x, w, n: bulyan(x, w, n, 4), (19, 20)),
 ]
@@ -270,25 +290,26 @@ def test_state_of_parameters_that_rest_is_kept_and_new_parameters_join() -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", [n for n in CLASSES if n != "bulyan"])
 def test_types_are_restored_and_results_rounded_once(name: str, dtype: torch.dtype) -> None:
-    rule = FlowerAggregator(name)
+    rule = make(name)
     current = arrays("start", dtype=dtype)
     updates = cohort(current, 3, "d")
-    got, _ = rule.aggregate(current, updates, weights(3), {}, 1)
+    got, _ = rule.aggregate(current, updates, weights(3), {}, 1, **told(name, 3))
     wide = [{k: v.double() for k, v in u.items()} for u in (current, *updates)]
-    exact, _ = rule.aggregate(wide[0], wide[1:], weights(3), {}, 1)
+    exact, _ = rule.aggregate(wide[0], wide[1:], weights(3), {}, 1, **told(name, 3))
     assert {v.dtype for v in got.values()} == {dtype}
     assert all(torch.equal(got[k], exact[k].to(dtype)) for k in got)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_inputs_stay_and_nothing_is_sampled_or_printed(name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    rule = FlowerAggregator(name)
+    rule = make(name)
     current = arrays("start")
     updates = cohort(current, 4, "i")
     copies = [{k: v.clone() for k, v in u.items()} for u in (current, *updates)]
-    drawn = random.getstate()
-    rule.aggregate(current, updates, weights(4), {}, 1)
+    drawn, noise = random.getstate(), np.random.get_state()[1]  # noqa: NPY002
+    rule.aggregate(current, updates, weights(4), {}, 1, **told(name, 4))
     assert random.getstate() == drawn
+    assert (np.random.get_state()[1] == noise).all()  # noqa: NPY002
     for kept, now in zip(copies, (current, *updates), strict=True):
         assert all(torch.equal(kept[k], now[k]) for k in kept)
     assert capfd.readouterr() == ("", "")
@@ -296,19 +317,20 @@ def test_inputs_stay_and_nothing_is_sampled_or_printed(name: str, capfd: pytest.
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_empty_clients_are_left_out(name: str) -> None:
-    rule = FlowerAggregator(name)
+    rule = make(name)
     current = arrays("start")
     updates = cohort(current, 4, "e")
     wrong = {"nothing": torch.zeros(1)}
-    got, _ = rule.aggregate(current, [wrong, *updates, current], [0, *weights(4), 0.0], {}, 1)
-    want, _ = rule.aggregate(current, updates, weights(4), {}, 1)
+    more = {k: [9.0, *v, 9.0] if k == "losses" else v for k, v in told(name, 4).items()}
+    got, _ = rule.aggregate(current, [wrong, *updates, current], [0, *weights(4), 0.0], {}, 1, **more)
+    want, _ = rule.aggregate(current, updates, weights(4), {}, 1, **told(name, 4))
     assert all(torch.equal(got[k], want[k]) for k in want)
     state = {"m_t/scale": torch.tensor(2.0)}
     for none in ([], [0.0, 0.0]):
-        kept, kept_state = rule.aggregate(current, updates[: len(none)], none, state, 1)
+        kept, kept_state = rule.aggregate(current, updates[: len(none)], none, state, 1, **told(name, len(none)))
         assert kept == current
         assert kept_state == state
-    assert rule.aggregate({}, [{}], [1.0], state, 1) == ({}, state)
+    assert rule.aggregate({}, [{}], [1.0], state, 1, **told(name, 1)) == ({}, state)
 
 
 def test_flowers_own_traps_that_the_adapter_keeps_away() -> None:
@@ -396,6 +418,16 @@ def test_a_trimmed_mean_that_trims_nothing_is_logged(caplog: pytest.LogCaptureFi
         ("fedadam", {"tau": "small"}, "o.x.tau='small'"),
         ("fedadam", {"beta_2": 1}, "o.x.beta_2=1: a number from 0 to below 1"),
         ("fedtrimmedavg", {"beta": 0.5}, "o.x.beta=0.5: a number from 0 to below 0.5"),
+        ("qfedavg", {}, "o.x.client_learning_rate=None: QFedAvg needs a value"),
+        ("qfedavg", {"client_learning_rate": 0.0}, "o.x.client_learning_rate=0.0: a number above 0"),
+        ("qfedavg", {"client_learning_rate": "x"}, "o.x.client_learning_rate='x'"),
+        ("qfedavg", {"client_learning_rate": 0.1, "q": -0.1}, "o.x.q=-0.1: a number from 0 to 30"),
+        ("qfedavg", {"client_learning_rate": 0.1, "train_loss_key": "l"}, "o.x='train_loss_key'"),
+        ("fedprox", {"proximal_mu": -1.0}, "o.x.proximal_mu=-1.0"),
+        ("dp_fedavg", {"noise_multiplier": 1.0}, "o.x.clipping_norm=None"),
+        ("dp_fedavg", {"noise_multiplier": -1.0, "clipping_norm": 1.0}, "o.x.noise_multiplier=-1.0"),
+        ("dp_fedavg", {"noise_multiplier": 1.0, "clipping_norm": 0.0}, "o.x.clipping_norm=0.0"),
+        ("dp_fedavg", {"num_sampled_clients": 3}, "o.x='num_sampled_clients'"),
         ("krum", {"num_malicious_nodes": -1}, "o.x.num_malicious_nodes=-1: a whole number"),
         ("krum", {"num_malicious_nodes": 1.5}, "o.x.num_malicious_nodes=1.5: a whole number"),
         ("krum", {"num_malicious_nodes": True}, "o.x.num_malicious_nodes=True"),

@@ -192,6 +192,18 @@ def test_a_weight_of_nothing_and_an_upload_of_something_else_are_said(tiny: Tiny
         tiny(plugin("def upload(self, ctx, trained):\n    return {}", **ONE_ROUND))
 
 
+def test_a_failed_training_does_not_pass_for_an_entry_that_is_not_sent(tiny: Tiny, plugin: Any) -> None:
+    body = """
+        model_reduction = "masked_mean"
+
+        def after_step(self, step, params):
+            return {**params, "head.bias": params["head.bias"] * torch.nan}
+        """
+    one_step = {"federation.epochs": None, "federation.steps": 1}
+    with pytest.raises(RunFailed, match=r"'head\.bias' is not finite"):
+        tiny(plugin(body, **ONE_ROUND, **one_step))
+
+
 @BOTH
 def test_sources_bring_images_and_payloads_of_their_own(tiny: Tiny, plugin: Any, path: str) -> None:
     settings = plugin(

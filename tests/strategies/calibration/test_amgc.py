@@ -223,6 +223,14 @@ def test_where_tasks_are_known_a_task_does_not_move_the_rows_of_another(tiny: An
     assert not torch.equal(once[:5], wide[:5])
 
 
+def test_gaussians_are_of_the_features_that_the_head_sees(tiny: Any, after: Any) -> None:
+    settings = {"strategy": ["amgc"], "model.feature_norm": "l2", "scenario.tasks": 1, "options.amgc.steps": 1}
+    state = after.ended(tiny(settings), "amgc").state
+    lengths = state["outer"].diagonal(dim1=1, dim2=2).sum(dim=1)
+    assert int(state["counts"].min()) > 0
+    torch.testing.assert_close(lengths, state["counts"].double(), rtol=0, atol=1e-9)
+
+
 def test_a_solution_that_diverges_says_so() -> None:
     w, b, means, spread = setting()
     everything = torch.ones(K, K, dtype=torch.bool)

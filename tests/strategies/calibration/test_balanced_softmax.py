@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from fedcl.build import build
 from fedcl.errors import UsageError
+from fedcl.strategies.calibration.balanced_softmax import BalancedSoftmax
 
 
 def prior(counts: list[int]) -> list[float]:
@@ -36,6 +38,13 @@ def test_global_counts_are_those_of_all_clients_and_tasks(tiny: Any, tiny_config
 
     expected = oracle.federated(tiny_config(settings), oracle.Method(loss))
     assert oracle.distance(oracle.final(tiny(settings)), expected) < 1e-10
+
+
+def test_a_task_whose_images_nobody_in_reach_has_counts_none_of_them() -> None:
+    method = BalancedSoftmax(BalancedSoftmax.Options(counts="global"))
+    for state, counts in (({}, [0, 0]), ({"counts": torch.tensor([3])}, [3, 0])):
+        server = SimpleNamespace(exchange=lambda f: {}, repeats=False, state=state, known=torch.ones(2).bool())
+        assert method.begin_task(server)["counts"].tolist() == counts  # type: ignore[arg-type]
 
 
 def test_counts_before_the_images_come_are_refused(tiny_config: Any) -> None:

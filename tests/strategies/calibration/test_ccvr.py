@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,28 @@ def test_the_next_task_starts_from_the_new_head_only_when_asked(tiny: Any, oracl
     goes_on = after.ended(tiny({"strategy": ["ccvr"], **FEW, "options.ccvr.use": "training"}), "ccvr")
     assert not goes_on.evaluated
     assert float((goes_on.model["encoder.1.weight"] - plain["encoder.1.weight"]).abs().max()) > 1e-6
+
+
+def test_a_head_for_training_is_evaluated_too_where_a_stage_before_left_its_own(tiny: Any, after: Any) -> None:
+    few = {**FEW, "options.ccvr.use": "training"}
+    found = after.ended(tiny({"strategy": ["tau_norm", "ccvr"], **few}), "ccvr")
+    assert torch.equal(found.evaluated["head.weight"], found.model["head.weight"])
+    assert torch.equal(found.evaluated["head.bias"], found.model["head.bias"])
+
+
+def test_a_task_whose_images_nobody_in_reach_has_makes_room_for_its_classes(tiny: Any) -> None:
+    old = {"counts": torch.tensor([2]), "sums": torch.ones(1, 2), "scatter": torch.ones(2, 2)}
+    for repeats in (False, True):
+        server = SimpleNamespace(
+            exchange=lambda f: {}, repeats=repeats, state={**old, "born": torch.tensor([0, 1])}, known=torch.ones(2)
+        )
+        found = GaussianHead().gathered(server)  # type: ignore[arg-type]
+        assert found["counts"].tolist() == [2, 0]
+        assert found["sums"].tolist() == [[1.0, 1.0], [0.0, 0.0]]
+        assert torch.equal(found["scatter"], old["scatter"])
+    few = {"partition.alpha": 0.01, "partition.min_size": 0, "federation.clients": 8, "federation.rounds": 1}
+    reached = {**few, "scenario.tasks": 5, "federation.exchange": 1, "options.slca.draws": 4}
+    assert tiny({"strategy": ["slca"], **reached}).summary["status"] == "done"
 
 
 def test_a_head_that_knows_nothing_learns_the_classes_from_the_gaussians(tiny: Any) -> None:

@@ -65,12 +65,13 @@ def test_classes_that_are_not_known_yet_are_left(tiny: Any) -> None:
     assert found["head.bias"].tolist() == [0.0, 1.0]
 
 
-def test_tau_is_the_best_one_on_the_servers_images(tiny: Any, tiny_config: Any, oracle: Any, after: Any) -> None:
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_tau_is_the_best_one_on_the_servers_images(tiny: Any, tiny_config: Any, after: Any, norm: str) -> None:
     from fedcl.build import build
 
     settings = {
         "strategy": ["tau_norm"], "options.tau_norm.choose": "public", "partition.public": 4, "scenario.tasks": 1,
-        "federation.rounds": 1, "data.limit": 24,
+        "federation.rounds": 1, "data.limit": 24, "model.feature_norm": norm,
     }  # fmt: skip
     found = after.ended(tiny(settings), "tau_norm")
     experiment = build(tiny_config(settings))
@@ -79,6 +80,8 @@ def test_tau_is_the_best_one_on_the_servers_images(tiny: Any, tiny_config: Any, 
     assert len(rows) == 40
     store = experiment.node.store
     z = after.hidden(found.model, store.batch(rows, torch.float64).flatten(1))
+    if norm == "layer":
+        z = (z - z.mean(dim=1, keepdim=True)) / z.std(dim=1, keepdim=True, correction=0)
     scores = {}
     for tau in [round(0.1 * i, 1) for i in range(21)]:
         logits = z @ literal(found.model["head.weight"], tau).T

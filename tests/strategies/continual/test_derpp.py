@@ -97,6 +97,27 @@ def test_images_seen_once_are_stored_after_their_round(tiny: Any, oracle: Any) -
         assert sorted(set(state["derpp/width"].tolist())) == [5, 10]
 
 
+def test_images_seen_once_are_stored_by_those_who_trained_on_them(tiny: Any) -> None:
+    part = {
+        "scenario.tasks": 1, "federation.passes": "once", "federation.rounds": 3, "federation.participation": 0.34,
+    }  # fmt: skip
+    found = {}
+    for name in ("derpp", "replay"):
+        store = ClientStore(tiny({**part, "strategy": [name]}).folder / "clients", 0)
+        found[name] = [sorted(store.get(k, 10**6).get(f"{name}/ids", torch.zeros(0)).tolist()) for k in range(3)]
+    assert found["derpp"] == found["replay"]
+    assert [len(ids) > 0 for ids in found["derpp"]] == [True, False, True]  # the cohorts are 0, 2 and 2
+
+
+def test_views_of_another_strategy_share_the_stored_logits(tiny: Any, oracle: Any) -> None:
+    """Without augmentation both views are the image, so the terms are those of one view."""
+    alone, viewed = (
+        oracle.final(tiny({"strategy": ["derpp", "supcon"], "options.supcon.weight": 0.0, "options.supcon.views": v}))
+        for v in (1, 2)
+    )
+    assert oracle.distance(alone, viewed) < 1e-9
+
+
 def test_hard_settings(tiny: Any, oracle: Any, hard: dict[str, Any]) -> None:
     found = oracle.final(tiny({"strategy": ["derpp"], "federation.rounds": 1, **hard}))
     assert all(bool(a.isfinite().all()) for a in found.values())

@@ -247,6 +247,20 @@ def test_hard_settings(tiny: Any, oracle: Any, hard: dict[str, Any]) -> None:
     assert all(bool(a.isfinite().all()) for a in kept(result).values())
 
 
+@pytest.mark.parametrize("name", ["efc", "efc_pp"])
+def test_exchanges_that_reach_nobody_with_images_leave_what_was(
+    tiny: Any, tiny_config: Any, oracle: Any, name: str
+) -> None:
+    settings = {
+        "strategy": [name], "federation.clients": 12, "partition.alpha": 0.05, "partition.min_size": 0,
+        "federation.exchange": 1, "scenario.tasks": 5, "federation.rounds": 1, "data.limit": 4,
+    }  # fmt: skip
+    assert any(not len(ids) for task in build(tiny_config(settings)).split.train for ids in task)
+    result = tiny(settings)
+    assert all(bool(a.isfinite().all()) for a in oracle.final(result).values())
+    assert all(bool(a.isfinite().all()) for a in kept(result, name).values())
+
+
 def test_convolutions_at_single_precision_with_known_tasks(tiny: Any, oracle: Any) -> None:
     settings = {"model.name": "simple_cnn", "model.width": None, "model.depth": None, "engine.dtype": "float32"}
     result = tiny({"strategy": ["efc"], "scenario.name": "task_incremental", "federation.rounds": 1, "data.limit": 4,
@@ -260,7 +274,9 @@ def test_a_covariance_without_jitter_is_refused_in_one_line(tiny: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("key", "value"), [("model.head", "cosine"), ("federation.passes", "once")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("model.head", "cosine"), ("model.feature_norm", "l2"), ("federation.passes", "once")]
+)
 def test_settings_that_it_cannot_work_with(tiny: Any, key: str, value: str) -> None:
     with pytest.raises(UsageError) as caught:
         tiny({"strategy": ["efc"], key: value})
@@ -273,7 +289,7 @@ def test_settings_that_it_cannot_work_with(tiny: Any, key: str, value: str) -> N
     [
         ("weight", -1),
         ("damping", float("inf")),
-        ("sigma", 0),
+        ("sigma", 0.02),
         ("jitter", -1e-5),
         ("rehearsal", -1),
         ("rehearsal", 1.5),

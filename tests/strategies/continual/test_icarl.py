@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,6 +157,23 @@ def test_one_client_herds_alike_either_way(tiny: Any, oracle: Any) -> None:
     assert oracle.identical(*(oracle.final(r) for r in results))
     first, second = (ClientStore(r.folder / "clients", 0).get(0, 10**6)["icarl/ids"] for r in results)
     assert torch.equal(first, second)
+
+
+def test_a_class_without_a_global_mean_is_herded_by_its_own() -> None:
+    """An exchange may describe the classes of other clients than those that choose."""
+    features = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    labels, method = torch.tensor([0, 0, 0, 1]), ICaRL()
+    ctx: Any = SimpleNamespace(
+        ids=torch.arange(4), labels=labels, state={}, store=SimpleNamespace(image_bytes=1, label_tensor=labels),
+        batches=lambda ids: [(features[ids], labels[ids])],
+        forward=lambda x: SimpleNamespace(features=x),
+    )  # fmt: skip
+    first = {}
+    for name, down in (("none", {}), ("zero", {"means": torch.zeros(2, 2)}), ("given", {"means": features[[0, 3]]})):
+        ctx.down = down
+        _, state = method.choose(ctx)
+        first[name] = state["ids"][(state["rank"] == 0) & (labels[state["ids"]] == 0)].tolist()
+    assert first == {"none": [1], "zero": [1], "given": [0]}
 
 
 def test_a_class_that_comes_back_is_ranked_anew(tiny: Any) -> None:

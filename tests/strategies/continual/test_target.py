@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedcl import inversion
+from fedcl import inversion, random
 from fedcl.build import build
 from fedcl.errors import UsageError
 from fedcl.records.checkpoint import load_newest
@@ -147,6 +147,21 @@ def test_images_are_made_once_a_task_from_the_model_before_it(
     assert state["images"].dtype == torch.uint8
     assert state["old"].tolist() == [True] * 7 + [False] * 3
     assert result.summary["costs"]["exemplar_bytes"]["server"] == 6 * 64
+
+
+def test_draws_are_named_by_seed_and_task(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def invert(teacher: inversion.Teacher, recipe: Any, seed: int) -> inversion.Synthesis:
+        asked.append(seed)
+        return inversion.Synthesis(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
+
+    monkeypatch.setattr(target, "invert", invert)
+    settings = {**SMALL, "scenario.tasks": 3, "scenario.first": 3, "data.limit": 6}
+    for seed in (0, 1):
+        tiny({**settings, "seed": seed})
+    assert asked == [random.fold(seed, "server", task, 0, "target") for seed in (0, 1) for task in (1, 2)]
+    assert len(set(asked)) == 4
 
 
 def test_images_and_teacher_go_down_once_a_client_and_task(tiny: Any) -> None:

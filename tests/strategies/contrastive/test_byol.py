@@ -114,6 +114,18 @@ def test_the_targets_pass_leaves_the_running_statistics_alone(tiny: Run, oracle:
     assert all(torch.equal(one[n], other[n]) for n in running)
 
 
+@pytest.mark.parametrize("path", ["sequential", "stacked"])
+def test_what_a_phase_does_not_train_is_followed_as_it_is(tiny: Run, oracle: ModuleType, path: str) -> None:
+    """With momentum 0 the target is the network itself, also where a phase trains the head alone."""
+    phases = {"strategy": ["byol", "fedrep"], "options.fedrep.head_epochs": 1, "engine.path": path}
+    result = tiny({**phases, "options.byol.target": "kept", "options.byol.momentum": 0.0, "federation.clients": 1})
+    found, state = oracle.final(result), ClientStore(result.folder / "clients", 0).get(0, 10**6)
+    followed = [n for n in found if n.startswith(("encoder.", "projector."))]
+    assert followed
+    for name in followed:
+        torch.testing.assert_close(state[f"byol/target/{name}"], found[name], rtol=1e-9, atol=1e-12)
+
+
 def test_odd_input(tiny: Run, oracle: ModuleType, odd: dict[str, Any]) -> None:
     result = tiny({"strategy": ["byol"], "labels.rate": 0.5, "options.byol.target": "kept", **odd})
     assert all(bool(torch.isfinite(a).all()) for a in oracle.final(result).values())

@@ -260,6 +260,21 @@ def test_hard_settings(tiny: Run, oracle: ModuleType, hard: dict[str, Any]) -> N
     assert all(bool(a.isfinite().all()) for a in found.values())
 
 
+def test_a_client_whose_new_images_have_no_label_learns_from_its_memory(
+    tiny: Run, tiny_config: Configure, oracle: ModuleType
+) -> None:
+    """Another strategy of the stack trains on them, and OnPro sees the labelled images of the memory alone."""
+    few = {
+        **SMALL, "strategy": ["onpro", "simclr"], "options.simclr.weight": 0.1, "labels.rate": 0.1,
+        "partition.alpha": 0.1, "seed": 3, "federation.clients": 4, "engine.path": "sequential",
+    }  # fmt: skip
+    split = build(tiny_config(few)).split
+    assert split.unlabelled is not None
+    assert [len(split.train[0][0]) > 0, len(split.train[1][0]), len(split.unlabelled[1][0]) > 0] == [True, 0, True]
+    found = oracle.final(tiny(few))
+    assert all(bool(a.isfinite().all()) for a in found.values())
+
+
 def test_images_seen_once(tiny: Run, oracle: ModuleType) -> None:
     once = {**SMALL, "federation.passes": "once", "federation.epochs": None}
     found = oracle.final(tiny({**once, "options.onpro.pooled": True}))

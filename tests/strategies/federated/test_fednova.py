@@ -84,6 +84,12 @@ def test_equal_steps_are_averaging(tiny: Any, oracle: Any, momentum: float) -> N
     assert oracle.distance(ours, oracle.final(tiny(equal))) < 1e-12
 
 
+def test_private_parts_stay_at_their_client(tiny: Any, oracle: Any) -> None:
+    equal = {"federation.steps": 3, "federation.epochs": None}
+    ours = oracle.final(tiny({"strategy": ["fedper", "fednova"], **equal}))
+    assert oracle.distance(ours, oracle.final(tiny({"strategy": ["fedper"], **equal}))) < 1e-12
+
+
 def test_statistics_of_batch_norm_are_averaged(tiny: Any, oracle: Any) -> None:
     common = {"model.norm": "batch", "federation.batch_min": 2, "scenario.tasks": 1, "federation.rounds": 1}
     ours, plain = oracle.final(tiny({"strategy": ["fednova"], **common})), oracle.final(tiny(common))
@@ -110,6 +116,9 @@ def test_hard_settings(tiny: Any, tiny_config: Any, oracle: Any, hard: dict[str,
          "options.fednova.proximal"),
         ({"optimiser.momentum": 0.0, "options.fednova.momentum": 0.0, "options.fednova.proximal": 0.1},
          "options.fednova.proximal"),
+        ({"strategy": ["fednova", "fedprox"], "optimiser.momentum": 0.0, "options.fednova.momentum": 0.0,
+          "options.fedprox.mu": 0.5, "options.fednova.proximal": 0.05, "optimiser.schedule": "cosine"},
+         "optimiser.schedule"),
         ({"options.fednova.proximal": 0.1}, "options.fednova"),
         ({"options.fednova.momentum": 1.0}, "options.fednova"),
     ],

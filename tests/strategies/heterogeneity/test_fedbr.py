@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from fedcl.build import build
 from fedcl.check.lab import read
 from fedcl.errors import UsageError
-from fedcl.strategies.heterogeneity.fedbr import average_images, soft_cross_entropy
+from fedcl.strategies.heterogeneity.fedbr import FedBR, average_images, soft_cross_entropy
 
 ONE_STEP = {
     "strategy": ["fedbr"], "scenario.tasks": 1, "federation.clients": 1, "federation.rounds": 1, "data.limit": 1,
@@ -117,6 +118,24 @@ def test_pseudo_images_are_made_once_of_single_clients(tiny: Any, tiny_config: A
     assert len({tuple(image.flatten().tolist()) for image in first}) > 6
     one, two = (read(tiny({**settings, "federation.rounds": r}).folder).server for r in (1, 2))
     assert torch.equal(one["strategy/fedbr/images"], two["strategy/fedbr/images"])
+
+
+def test_who_is_asked_for_a_pseudo_image_depends_on_the_seed() -> None:
+    def asked(seed: int) -> list[int]:
+        owners: list[int] = []
+
+        def exchange(function: Any, clients: Any = "holders", down: Any = None) -> Any:
+            owners.extend(down.get("owners", torch.zeros(0)).tolist())
+            return {"present": torch.ones(4, dtype=torch.int64), "images": torch.zeros(1)}
+
+        server: Any = SimpleNamespace(state={}, num_clients=4, key=(seed, "server", 0, 0), exchange=exchange)
+        FedBR(FedBR.Options()).begin_task(server)
+        return owners
+
+    assert len(asked(0)) == 32
+    assert set(asked(0)) == {0, 1, 2, 3}
+    assert asked(0) == asked(0)
+    assert asked(0) != asked(1)
 
 
 def test_public_images_are_mixed_with_the_clients(tiny: Any, oracle: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from fedcl.build import build
 from fedcl.errors import UsageError
-from fedcl.strategies.heterogeneity.fedhyper import client_factor, hypergradient
+from fedcl.strategies.heterogeneity.fedhyper import FedHyper, client_factor, hypergradient
 
 PLAIN = {"optimiser.momentum": 0.0}
 
@@ -29,6 +30,19 @@ def wide(w: Any, arrays: Any) -> Any:
 
 def clip(value: float, low: float, high: float) -> float:
     return min(high, max(low, value))
+
+
+def test_the_step_before_is_in_the_same_order_in_every_phase() -> None:
+    """A phase that trains other parameters lists those first: the same step must give the same carried vector."""
+    arrays = {"a": torch.tensor([1.0]), "b": torch.tensor([2.0, 3.0])}
+    carried = {"factor": torch.ones(()), "last": torch.zeros(3)}
+    paths = []
+    for order in (["a", "b"], ["b", "a"]):
+        step: Any = SimpleNamespace(params={n: torch.zeros_like(arrays[n]) for n in order}, carried=carried, down={})
+        found = FedHyper(FedHyper.Options(mode="cl")).carry(step, {}, {n: arrays[n] for n in order})
+        paths.append(found["last"].tolist())
+    assert paths[0] == paths[1]
+    assert sorted(paths[0]) == [1.0, 2.0, 3.0]
 
 
 def _method(oracle: Any, mode: str, normalise: bool = False, cohort: int = 3) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fedcl.build import build
 from fedcl.errors import UsageError
-from fedcl.strategies.optimiser.infinite_lr import Shape
+from fedcl.strategies.optimiser.infinite_lr import InfiniteLR, Shape
 
 FLAT = {"options.infinite_lr.warmup": 0, "options.infinite_lr.cooldown": 0, "options.infinite_lr.anneal": 0}
 
@@ -56,6 +58,15 @@ def test_the_next_task_goes_on_from_before_the_annealing(tiny: Any, oracle: Any)
     ]
     plain = tiny({"data.limit": 60, **one_task, "federation.rounds": 3})
     assert accuracy[0].summary["average_accuracy"] == plain.summary["average_accuracy"]
+
+
+def test_what_stages_before_it_made_of_the_annealed_branch_is_evaluated() -> None:
+    now, before, calibrated = ({"w": torch.tensor(v)} for v in (2.0, 1.0, 3.0))
+    server: Any = SimpleNamespace(state={"model/w": before["w"]}, arrays=now, evaluated=calibrated, rounds=3)
+    finished, state = InfiniteLR(InfiniteLR.Options()).finish_task(server)
+    assert finished.arrays == before
+    assert finished.evaluate == calibrated
+    assert state == {}
 
 
 def test_a_task_of_annealing_alone_still_goes_on(tiny: Any, oracle: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from fedcl.build import build
 from fedcl.errors import UsageError
-from fedcl.strategies.optimiser.migu import magnitudes, strongest
+from fedcl.strategies.optimiser.migu import MIGU, magnitudes, strongest
 
 PLAIN = {"optimiser.momentum": 0.0, "federation.rounds": 1}
 
@@ -18,12 +19,12 @@ def random(*shape: int) -> Any:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3), (4, 3, 2, 2)])
-def test_magnitudes_are_their_formula(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("shape", "axis"), [((4, 3), -1), ((4, 5, 3), -1), ((4, 3, 2, 5), 1), ((4, 2, 5, 3), -1)])
+def test_magnitudes_are_their_formula(shape: tuple[int, ...], axis: int) -> None:
     h = random(*shape)
-    units = h.movedim(1, -1).reshape(-1, 3) if len(shape) == 4 else h.reshape(-1, 3)
+    units = h.movedim(axis, -1).reshape(-1, 3)
     mean = [sum(abs(float(v)) for v in units[:, j]) / len(units) for j in range(3)]
-    assert magnitudes(h).tolist() == pytest.approx([m / sum(mean) for m in mean], rel=1e-12)
+    assert magnitudes(h, axis).tolist() == pytest.approx([m / sum(mean) for m in mean], rel=1e-12)
     assert not magnitudes(torch.zeros(2, 3)).isnan().any()
 
 
@@ -58,6 +59,25 @@ def test_quantile_zero_is_plain_training(tiny: Any, oracle: Any) -> None:
 def test_random_rows_are_others(tiny: Any, oracle: Any) -> None:
     ours, drawn = (oracle.final(tiny({"strategy": ["migu"], "options.migu.by": by})) for by in ("magnitude", "random"))
     assert not oracle.identical(ours, drawn)
+
+
+class Stub(MIGU):
+    """Layers as networks of torchvision have them: linear over places (ConvNeXt), one never called by itself (ViT)."""
+
+    def layers(self, step: Any, grads: Any) -> list[str]:
+        return ["wide", "hidden"]
+
+
+def test_linear_layers_over_places_and_layers_that_are_never_called() -> None:
+    places = torch.tensor([[[[1.0, -9.0, 2.0]]], [[[1.0, 9.0, -2.0]]]])  # (2, 1, 1, 3)
+    grads = {"wide.weight": torch.ones(3, 2), "wide.bias": torch.ones(3), "hidden.weight": torch.ones(4, 2)}
+    step: Any = SimpleNamespace(
+        task=1, x=places, forward=lambda *_: SimpleNamespace(taps={"wide": SimpleNamespace(output=places)})
+    )
+    found = Stub(MIGU.Options(quantile=0.5)).edit_gradients(step, grads)
+    assert found["wide.bias"].tolist() == [0.0, 1.0, 1.0]
+    assert torch.equal(found["wide.weight"], found["wide.bias"][:, None].expand(3, 2))
+    assert torch.equal(found["hidden.weight"], grads["hidden.weight"])
 
 
 @pytest.mark.parametrize(("key", "value"), [("quantile", 1.0), ("quantile", -0.1), ("by", "size")])

@@ -54,6 +54,22 @@ def test_the_global_model_is_that_of_plain_averaging(tiny: Any, oracle: Any) -> 
     assert oracle.distance(*ours) < 1e-10
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("scaffold", {"optimiser.momentum": 0.0}),
+        ("fednova", {}),
+        ("switch_ema", {"options.switch_ema.momentum": 0.3}),
+    ],
+)
+def test_what_others_carry_through_the_global_track_does_not_go_on_in_the_personal_one(
+    tiny: Any, oracle: Any, name: str, settings: dict[str, Any]
+) -> None:
+    alone = oracle.final(tiny({"strategy": [name], **settings}))
+    stacked = oracle.final(tiny({"strategy": ["ditto", name], "options.ditto.epochs": 3, **settings}))
+    assert oracle.identical(stacked, alone)
+
+
 def test_the_term_pulls_personal_models_to_the_global_one(tiny: Any, oracle: Any, kept: Any) -> None:
     def far(weight: float) -> float:
         result = tiny({"strategy": ["ditto"], "options.ditto.weight": weight})

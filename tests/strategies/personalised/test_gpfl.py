@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from fedcl.build import build
 from fedcl.errors import UsageError
-from fedcl.strategies.personalised.gpfl import ConditionalValve, conditions, guidance, magnitude
+from fedcl.strategies.personalised.gpfl import GPFL, ConditionalValve, conditions, guidance, magnitude
 
 EMBEDDINGS = "extra.gpfl.embeddings.weight"
 
@@ -104,6 +105,23 @@ def test_conditions_of_the_release_are_a_round_older(tiny: Any, oracle: Any) -> 
     assert not oracle.identical(oracle.final(tiny({**ours, **later})), oracle.final(tiny({**theirs, **later})))
 
 
+@pytest.mark.parametrize(("which", "row"), [("received", [4.0, 8.0]), ("released", [40.0, 80.0])])
+def test_a_client_predicts_under_the_condition_that_it_trains_under(which: Any, row: list[float]) -> None:
+    given: list[Any] = []
+
+    def apply(name: str, features: Any, condition: Any) -> Any:
+        given.append(condition)
+        return features
+
+    g = torch.tensor([[4.0, 8.0], [0.0, 0.0]])
+    predictor: Any = SimpleNamespace(
+        arrays={EMBEDDINGS: g, "head.weight": torch.eye(2)}, known=torch.tensor([True, True]), client=3, apply=apply,
+        forward=lambda x: SimpleNamespace(features=x), own={"counts": torch.tensor([5]), f"last/{EMBEDDINGS}": 10 * g},
+    )  # fmt: skip
+    GPFL(GPFL.Options(conditions=which)).predict(predictor, torch.zeros(1, 2))
+    assert given[0].tolist() == row
+
+
 def test_clients_are_judged_by_their_own_model(tiny: Any) -> None:
     settings = {"partition.test": "same_mix", "data.limit": 60, "partition.alpha": 0.1, "federation.epochs": 4}
     summary = tiny({"strategy": ["gpfl"], **settings}).summary
@@ -114,3 +132,9 @@ def test_clients_are_judged_by_their_own_model(tiny: Any) -> None:
 def test_wrong_options(tiny_config: Any, key: str, value: Any) -> None:
     with pytest.raises(UsageError, match=r"options\.gpfl"):
         build(tiny_config({"strategy": ["gpfl"], f"options.gpfl.{key}": value}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.head", "cosine"), ("model.feature_norm", "l2")])
+def test_a_head_that_would_not_be_used_as_it_is_told_is_refused(tiny_config: Any, key: str, value: str) -> None:
+    with pytest.raises(UsageError, match=key.replace(".", r"\.")):
+        build(tiny_config({"strategy": ["gpfl"], key: value}))

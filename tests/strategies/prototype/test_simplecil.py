@@ -143,3 +143,13 @@ def test_a_first_task_of_everybody_is_needed_to_adapt_in_it(tiny_config: Any) ->
     with pytest.raises(UsageError, match=r"time\.order") as caught:
         build(tiny_config({**asynchronous, "options.simplecil.adapt": "first"}))
     assert "simplecil" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["simplecil", "aper", "fsa"])
+def test_a_fixed_head_would_leave_nothing_to_train(tiny_config: Any, name: str) -> None:
+    fixed = {"model.head": "simplex", "model.head_allocate": "all", "model.width": 16}
+    with pytest.raises(UsageError, match="not a fixed head") as caught:
+        build(tiny_config({"strategy": [name], **fixed}))
+    assert "\n" not in str(caught.value)
+    if name != "aper":
+        build(tiny_config({"strategy": [name], **fixed, f"options.{name}.adapt": "all"}))
