@@ -86,8 +86,6 @@ class FedSelect(Strategy):
             if not 0 <= self.share <= 1 or not 0 <= self.limit <= 1:
                 raise ValueError("share and limit must be between 0 and 1")
 
-    neutral = {"share": 0.0, "alternations": 1}
-
     # client
 
     def masks(self, ctx: ClientContext) -> Arrays:

@@ -79,6 +79,7 @@ class NapaVQ(Strategy):
 
     name = "napa_vq"
     family = "prototype"
+    common_clock = "rehearses prototypes of the classes that are old to all clients at once"
     stackable = True
     needs_previous = True
     reductions = {"edges": "max", "sums": "sum", "counts": "sum"}

@@ -200,12 +200,17 @@ def test_what_cannot_be_is_refused_before_anything_runs(case: str, tiny_config: 
     assert not list(tmp_path.rglob("config.yaml"))
 
 
+CLOCKS = {n for n in registry.names("strategies") if registry.load("strategies", n).common_clock} | {"fsa", "aper"}
+"""Those that need one clock for all, always or with their usual options."""
+
+
 @pytest.mark.parametrize("name", registry.names("strategies"))
 def test_every_strategy_works_with_own_orders_or_is_refused_by_name(name: str, tiny: Tiny) -> None:
     cls = registry.load("strategies", name)
     more = {**ASYNCHRONOUS, "strategy": [name], "scenario.tasks": 3, "federation.clients": 4, "time.joining": 0.25,
-            "federation.rounds": 1, "federation.batch_min": 2, "partition.name": "iid"}  # fmt: skip
-    if cls.common_clock:
+            "federation.rounds": 1, "federation.batch_min": 2, "partition.name": "iid", "model.width": 16,
+            "optimiser.lr": 0.02, **cls.tried_with}  # fmt: skip
+    if name in CLOCKS:
         with pytest.raises(UsageError, match=f"must be common with strategy {name}, which {cls.common_clock}"):
             tiny(more)
         told = Console(record=True, width=200, file=StringIO())
@@ -213,6 +218,7 @@ def test_every_strategy_works_with_own_orders_or_is_refused_by_name(name: str, t
         assert cls.common_clock in told.export_text()
         return
     run = tiny(more)
+    assert not cls.common_clock
     assert run.summary["status"] == "done"
     assert 0 < run.summary["average_accuracy"] <= 1
     assert run.summary["own_tasks"]["average_accuracy"]["clients"] == 4
