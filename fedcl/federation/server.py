@@ -26,7 +26,7 @@ from .call import Call, Header, Reply, below, prefixed
 from .cohort import cohort_there
 from .reduction import Reducer
 from .trainer import nothing_trained
-from .view import View, merge_measured
+from .view import View
 
 if TYPE_CHECKING:
     from ..stream import Ids, Split, Stream
@@ -393,3 +393,12 @@ def departed(engine: dict[str, Any], changes: list[dict[str, Any]]) -> dict[str,
         else:
             engine["chunk"] = min(change["chunk"], engine.get("chunk", change["chunk"]))
     return engine
+
+
+def merge_measured(total: dict[str, Any], part: dict[str, Any]) -> None:
+    """Adds one node's measurements: numbers and lists add up, mappings by key."""
+    for name, value in part.items():
+        if isinstance(value, dict):
+            merge_measured(total.setdefault(name, {}), value)
+        else:
+            total[name] = total[name] + value if name in total else value

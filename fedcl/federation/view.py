@@ -130,7 +130,11 @@ class View:
             self.current, f"{self.strategy.name}:{function.__name__}", chosen, sent, self.strategy.reductions,
             previous=self.strategy.needs_previous, each=each,
         )  # fmt: skip
-        merge_measured(self.measured, measured)
+        if self.measured:
+            # Server and view need one another; the server is there by the time a view is made.
+            from .server import merge_measured
+
+            merge_measured(self.measured, measured)
         return reducer.result()
 
     def done(self, model: Arrays, state: Arrays) -> State:
@@ -139,12 +143,3 @@ class View:
         # Contiguous, as a checkpoint gives it back: the order of a sum depends on the layout.
         own = {n: a.contiguous() for n, a in state.items()}
         return replace(new, strategies={**new.strategies, self.strategy.name: own})
-
-
-def merge_measured(total: dict[str, Any], part: dict[str, Any]) -> None:
-    """Adds one node's measurements: numbers and lists add up, mappings by key."""
-    for name, value in part.items():
-        if isinstance(value, dict):
-            merge_measured(total.setdefault(name, {}), value)
-        else:
-            total[name] = total[name] + value if name in total else value
