@@ -74,6 +74,7 @@ class ClientContext:
         outcomes: the arrays after each phase of the round that has a name, in `end_round`.
         strategy: name of the strategy that sees the client.
         trainer: what :meth:`train` calls.
+        shared: names of the parameters that are trained and leave the client: not private, not frozen.
     """
 
     client: int
@@ -100,6 +101,7 @@ class ClientContext:
     outcomes: Mapping[str, Arrays] = field(default_factory=dict)
     strategy: str = ""
     trainer: Callable[[Phase], Arrays] | None = None
+    shared: tuple[str, ...] = ()
 
     def among(self, classes: Tensor, labels: Tensor) -> Tensor:
         """As :meth:`Step.among`, for images of given labels (B,)."""
@@ -170,6 +172,7 @@ class Server(Protocol):
         evaluated: in `finish_task` the model to be evaluated, as the strategies before this one leave it.
         key: parts that name the server's random streams of this round, or of the task's end.
         before: the global model at the start of this round, as it was broadcast; outside of a round the present one.
+        shared: names of the parameters that clients train and send.
         cohort: partition ids of the clients of this round, ascending; [] outside of a round.
         repeats: whether the stream, or a bound of the stack, shows clients images of earlier tasks again.
         online: whether images are seen once (``federation.passes=once``): an exchange then reaches the images of the
@@ -216,6 +219,9 @@ class Server(Protocol):
 
     @property
     def key(self) -> tuple[object, ...]: ...
+
+    @property
+    def shared(self) -> tuple[str, ...]: ...
 
     @property
     def before(self) -> Arrays: ...

@@ -95,6 +95,11 @@ class Node:
         return [n for n in self.parameters if self.sharing[n] != "frozen"]
 
     @cached_property
+    def shared(self) -> tuple[str, ...]:
+        """Those of them that leave a client."""
+        return tuple(n for n in self.trainable if self.sharing[n] == "shared")
+
+    @cached_property
     def averaged(self) -> set[str]:
         """Private statistics of BatchNorm whose mean still reaches the server, for the global model's evaluation."""
         return {n for n in self.private if n in self.buffers and self.config.model.batch_norm == "local"}

@@ -57,6 +57,10 @@ class View:
         return (self.federation.config.seed, "server", self.task, self.round)
 
     @property
+    def shared(self) -> tuple[str, ...]:
+        return self.federation.node.shared
+
+    @property
     def rounds(self) -> int:
         return self.federation.config.federation.rounds
 

@@ -183,4 +183,5 @@ class Client:
             online=node.config.federation.passes == "once", unlabelled=self.unlabelled,
             carried={} if trained is None else trained.carried.get(strategy.name, {}),
             outcomes={} if trained is None else trained.outcomes, strategy=strategy.name, trainer=trainer,
+            shared=node.shared,
         )  # fmt: skip

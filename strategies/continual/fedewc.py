@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 
 from fedcl.cards import Card, option
 from fedcl.losses import cross_entropy
-from fedcl.models.arrays import class_axes, parameter_names
+from fedcl.models.arrays import class_axes
 from fedcl.strategy import Arrays, ClientContext, Finished, Server
 
 from ._penalty import Penalty, PenaltyOptions
@@ -67,8 +67,7 @@ class FedEWC(Penalty):
 
     def information(self, ctx: ClientContext) -> tuple[Arrays, Arrays]:
         """The empirical Fisher diagonal of this client's images at the received model, capped."""
-        names = parameter_names(ctx.model)
-        params = {n: ctx.received[n] for n in names}
+        params = {n: ctx.received[n] for n in ctx.shared}
         rest = {n: a for n, a in ctx.received.items() if n not in params}
 
         def loss(p: Arrays, x: Tensor, y: Tensor) -> Tensor:

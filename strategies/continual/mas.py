@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from fedcl.cards import Card, option
-from fedcl.models.arrays import parameter_names
 from fedcl.strategy import Arrays, ClientContext, Finished, Server
 
 from ._penalty import Penalty, PenaltyOptions, part
@@ -83,7 +82,7 @@ class MAS(Penalty):
 
     def slopes(self, ctx: ClientContext) -> tuple[Arrays, Arrays]:
         """Sums of absolute gradients of the squared output norm at the received model, and how many."""
-        params = {n: ctx.received[n] for n in parameter_names(ctx.model)}
+        params = {n: ctx.received[n] for n in ctx.shared}
         rest = {n: a for n, a in ctx.received.items() if n not in params}
         dtype = next(iter(params.values())).dtype
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fedcl.cards import Card, option
-from fedcl.models.arrays import parameter_names
 from fedcl.strategy import Arrays, ClientContext, Finished, Server, Step
 
 from ._penalty import Penalty, PenaltyOptions, part
@@ -75,7 +74,7 @@ class SI(Penalty):
     # client
 
     def begin_round(self, ctx: ClientContext) -> Arrays:
-        return {f"path/{n}": torch.zeros_like(ctx.received[n]) for n in parameter_names(ctx.model)}
+        return {f"path/{n}": torch.zeros_like(ctx.received[n]) for n in ctx.shared}
 
     def carry(self, step: Step, grads: Arrays, params: Arrays) -> Arrays:
         done = {n: work(g, step.params[n], params[n]) for n, g in grads.items()}
@@ -87,7 +86,7 @@ class SI(Penalty):
     # server
 
     def begin_task(self, server: Server) -> Arrays:
-        anchor = {f"anchor/{n}": server.arrays[n] for n in parameter_names(server.model)}
+        anchor = {f"anchor/{n}": server.arrays[n] for n in server.shared}
         return {n: a for n, a in server.state.items() if n.startswith("importance/")} | anchor
 
     def after_aggregate(self, server: Server) -> tuple[Arrays, Arrays]:

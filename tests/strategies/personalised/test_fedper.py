@@ -51,3 +51,18 @@ def test_wrong_options(tiny_config: Any) -> None:
     with pytest.raises(UsageError, match="private") as caught:
         build(tiny_config({"strategy": ["fedper"], "options.fedper.private": [3]}))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["fedewc", "si", "mas"])
+def test_importances_of_private_parts_stay_at_their_client(tiny: Any, name: str) -> None:
+    from fedcl.records.checkpoint import load_newest
+
+    def kept(stack: list[str]) -> list[str]:
+        found = load_newest(tiny({"strategy": stack}).folder / "checkpoints", lambda text: None)
+        assert found is not None
+        return [n for n in found.arrays if n.startswith(f"strategy/{name}/")]
+
+    assert any("head." in n for n in kept([name]))
+    beside = kept([name, "fedper"])
+    assert any("encoder." in n for n in beside)
+    assert not any("head." in n for n in beside)
