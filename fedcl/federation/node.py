@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from .store import ClientStore
 
 PRIVATE = "private/"
-MASKS = 10_000
-"""Most masks that a node keeps."""
+MASKS = 10_000  # most masks that a node keeps
 
 
 @dataclass
