@@ -7,6 +7,7 @@ table of ``--table`` is Markdown. Run folders are temporary.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import inspect
 import json
@@ -82,10 +83,20 @@ def value_of(summary: Any, metric: str) -> float:
 
 
 def sources_of(entry: dict[str, Any]) -> dict[str, str]:
-    """The first half of the SHA-256 of the file of each strategy of an effect."""
+    """A digest of the code in the file of each strategy of an effect."""
     names = sorted({*entry["method"], *entry["ablation"]})
     files = {name: inspect.getsourcefile(registry.load("strategies", name)) for name in names}
-    return {name: hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()[:32] for name, file in files.items()}
+    return {name: code_digest(Path(str(file)).read_text()) for name, file in files.items()}
+
+
+def code_digest(source: str) -> str:
+    """The first half of the SHA-256 of what a file does: comments, docstrings, layout and imports do not count."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            rest = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            node.body = [line for line in rest if not isinstance(line, ast.Import | ast.ImportFrom)]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:32]
 
 
 def points(value: float | None) -> str:
@@ -124,8 +135,8 @@ images that it has not seen. Personalised methods are judged by the clients' mea
 own, and temperature scaling by the calibration error, of which less is better; [the list](../effects/list.yaml) says
 so. Settings of some entries were chosen after a look at small runs: those were then measured on other seeds (5-9) or
 carry the look in their words. *gained*: the interval is above zero; *lost*: below; *not shown*: it covers zero;
-*stale*: a strategy's file has changed since. These runs are small and short: they show that a method does what it
-says, not how methods rank.
+*stale*: the code of a strategy's file has changed since. These runs are small and short: they show that a method does
+what it says, not how methods rank.
 
 Measured with `{recorded["command"]}` on {machine["cpus"]} processors ({machine["cpu"]}),
 {named}; revision {", ".join(revisions)}.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedcl.statistics import class_sums
+from fedcl.blocks.statistics import class_sums
 
 
 def rounding(count: int) -> float:

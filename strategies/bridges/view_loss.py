@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedcl.blocks.view_losses import between_views
 from fedcl.bridges.losses import OfViews, build, some_embeddings, takes, try_out
 from fedcl.cards import Card, option
 from fedcl.strategy import Step
-from fedcl.view_losses import between_views
 
 from ..contrastive._views import PairOptions, Views
 

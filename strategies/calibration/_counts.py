@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from fedcl.blocks.statistics import widen
 from fedcl.errors import UsageError
-from fedcl.statistics import widen
 from fedcl.strategy import Arrays, Broadcast, ClientContext, Server, Step, Strategy
 
 if TYPE_CHECKING:

@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedcl import random
-from fedcl.errors import RunFailed, UsageError
-from fedcl.models.model import FedModel, run
-from fedcl.statistics import (
+from fedcl.blocks.statistics import (
     MOMENT_SUMS,
     add_moments,
     class_covariances,
@@ -23,6 +21,8 @@ from fedcl.statistics import (
     widen,
     within_covariance,
 )
+from fedcl.errors import RunFailed, UsageError
+from fedcl.models.model import FedModel, run
 from fedcl.strategy import Arrays, ClientContext, Finished, Server, Strategy, cross_entropy
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ class PostHoc(Strategy):
 class GaussianHead(PostHoc):
     """Base of stages that make a new head of class Gaussians, pooled exactly over all holders of a class.
 
-    The server state holds the moments of all classes so far (:mod:`fedcl.statistics`). Options have ``covariance``.
+    The server's state holds the moments of all known classes (:mod:`fedcl.blocks.statistics`); options have
+    ``covariance``.
     """
 
     reductions = MOMENT_SUMS

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from fedcl.blocks.statistics import Form, class_covariances, class_means, within_covariance
 from fedcl.cards import Card, option
 from fedcl.errors import RunFailed, UsageError
 from fedcl.models.heads import normalised
-from fedcl.statistics import Form, class_covariances, class_means, within_covariance
 from fedcl.strategy import Arrays, ClientContext, Server, Step, cross_entropy
 
 from ..federated.finetune import new_or_known

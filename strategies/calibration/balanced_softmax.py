@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedcl.blocks.class_counts import balanced_softmax
 from fedcl.cards import Card, option
-from fedcl.class_counts import balanced_softmax
 from fedcl.strategy import Step
 
 from ._counts import Counting, Counts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedcl.blocks.statistics import Form, class_means
 from fedcl.cards import Card, option
-from fedcl.statistics import Form, class_means
 from fedcl.strategy import Arrays, Server
 
 from ._post_hoc import GaussianHead, Sgd, Use

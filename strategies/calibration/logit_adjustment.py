@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from fedcl.blocks.class_counts import adjusted
+from fedcl.blocks.statistics import widen
 from fedcl.cards import Card, option
-from fedcl.class_counts import adjusted
 from fedcl.errors import UsageError
-from fedcl.statistics import widen
 from fedcl.strategy import Predictor, Step, cross_entropy
 
 from ._counts import Counting, Counts

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedcl.blocks.statistics import Form, class_means
 from fedcl.cards import Card, option
 from fedcl.local.optim import Group
-from fedcl.statistics import Form, class_means
 from fedcl.strategy import Arrays, Server, Step, cross_entropy
 
 from ..federated.finetune import new_or_known

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedcl.blocks.losses import cross_entropy
+from fedcl.blocks.memory import MemoryOptions, Rehearsal, others
 from fedcl.cards import Card, option
 from fedcl.errors import UsageError
-from fedcl.losses import cross_entropy
-from fedcl.memory import MemoryOptions, Rehearsal, others
 from fedcl.strategy import Step
 
 if TYPE_CHECKING:

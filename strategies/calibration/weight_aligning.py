@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedcl.blocks.losses import cross_entropy, tempered_kl
 from fedcl.cards import Card, option
 from fedcl.errors import UsageError
-from fedcl.losses import cross_entropy, tempered_kl
 from fedcl.masks import by_head
 from fedcl.strategy import Arrays, Finished, Server, Step, Strategy
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from fedcl.blocks.feature_drift import drift_sums, elastic, feature_matrix, nearness
+from fedcl.blocks.losses import cross_entropy
+from fedcl.blocks.statistics import class_covariances, class_means, class_moments, widen
 from fedcl.cards import option
 from fedcl.errors import RunFailed, UsageError
-from fedcl.feature_drift import drift_sums, elastic, feature_matrix, nearness
-from fedcl.losses import cross_entropy
 from fedcl.models.model import FedModel
 from fedcl.models.rotation import RotationHead, turned
-from fedcl.statistics import class_covariances, class_means, class_moments, widen
 from fedcl.strategy import Arrays, ClientContext, Finished, Phase, Server, Step, Strategy
 
 from ..federated.finetune import new_or_known

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from fedcl.blocks.losses import cross_entropy, quadratic
 from fedcl.cards import option
-from fedcl.losses import cross_entropy, quadratic
 from fedcl.strategy import Arrays, Broadcast, Server, Step, Strategy
 
 from ..federated.finetune import new_or_known

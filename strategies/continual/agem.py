@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from fedcl.blocks.losses import cross_entropy
+from fedcl.blocks.memory import MemoryOptions, Rehearsal, others
 from fedcl.cards import Card, option
-from fedcl.losses import cross_entropy
-from fedcl.memory import MemoryOptions, Rehearsal, others
 from fedcl.strategy import Arrays, Step
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedcl.blocks.losses import cross_entropy
+from fedcl.blocks.memory import MemoryOptions, Rehearsal, others
 from fedcl.cards import Card, option
-from fedcl.losses import cross_entropy
-from fedcl.memory import MemoryOptions, Rehearsal, others
 from fedcl.strategy import Arrays, ClientContext, Server, Source, Step
 
 LABELS = "derpp_labels"

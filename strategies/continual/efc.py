@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedcl.blocks.feature_drift import class_slots, drawn_features
+from fedcl.blocks.losses import cross_entropy
 from fedcl.cards import Card, option
-from fedcl.feature_drift import class_slots, drawn_features
-from fedcl.losses import cross_entropy
 from fedcl.masks import own_head
 from fedcl.strategy import Broadcast, Server, Step
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedcl import random as counter
+from fedcl.blocks.feature_drift import drawn_features
+from fedcl.blocks.losses import cross_entropy
 from fedcl.cards import Card, option
 from fedcl.errors import RunFailed
-from fedcl.feature_drift import drawn_features
-from fedcl.losses import cross_entropy
 from fedcl.strategy import Arrays, Broadcast, Server, Step
 
 from ._elastic import BIBTEX, LEAVES, Elastic, ElasticOptions

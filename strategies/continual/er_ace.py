@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedcl.blocks.losses import cross_entropy
+from fedcl.blocks.memory import MemoryOptions, Rehearsal, others
 from fedcl.cards import Card, option
-from fedcl.losses import cross_entropy
-from fedcl.memory import MemoryOptions, Rehearsal, others
 from fedcl.strategy import ClientContext, Source, Step
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from fedcl.blocks.losses import cross_entropy
 from fedcl.cards import Card, option
-from fedcl.losses import cross_entropy
 from fedcl.models.arrays import class_axes
 from fedcl.strategy import Arrays, ClientContext, Finished, Server
 

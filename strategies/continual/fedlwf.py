@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedcl.blocks.losses import cross_entropy, distillation
 from fedcl.cards import Card, option
-from fedcl.losses import cross_entropy, distillation
 from fedcl.masks import by_head
 from fedcl.strategy import Step, Strategy
 

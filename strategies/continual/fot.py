@@ -10,12 +10,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedcl import random as counter
-from fedcl.cards import Card, option
-from fedcl.errors import RunFailed, UsageError
-from fedcl.losses import cross_entropy
-from fedcl.models.model import FedModel
-from fedcl.strategy import Arrays, ClientContext, Finished, Server, Step, Strategy
-from fedcl.subspaces import (
+from fedcl.blocks.losses import cross_entropy
+from fedcl.blocks.subspaces import (
     Layer,
     energy,
     input_parts,
@@ -26,6 +22,10 @@ from fedcl.subspaces import (
     wanted_share,
     weight_layers,
 )
+from fedcl.cards import Card, option
+from fedcl.errors import RunFailed, UsageError
+from fedcl.models.model import FedModel
+from fedcl.strategy import Arrays, ClientContext, Finished, Server, Step, Strategy
 
 from ..federated.finetune import new_or_known
 

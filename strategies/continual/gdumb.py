@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fedcl import random as counter
+from fedcl.blocks.memory import Policy, Rehearsal
+from fedcl.blocks.mixup import mixed_cross_entropy
 from fedcl.cards import Card, option
 from fedcl.errors import RunFailed, UsageError
-from fedcl.memory import Policy, Rehearsal
-from fedcl.mixup import mixed_cross_entropy
 from fedcl.strategy import Arrays, ClientContext, Finished, Phase, Server, Source, Step, cross_entropy
 
 if TYPE_CHECKING:

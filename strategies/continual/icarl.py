@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedcl.blocks.losses import cross_entropy, distillation
+from fedcl.blocks.memory import BudgetOptions, Rehearsal, capacity, herding, keep
+from fedcl.blocks.statistics import class_sums, widen
 from fedcl.cards import Card, option
 from fedcl.errors import UsageError
-from fedcl.losses import cross_entropy, distillation
 from fedcl.masks import by_head
-from fedcl.memory import BudgetOptions, Rehearsal, capacity, herding, keep
-from fedcl.statistics import class_sums, widen
 from fedcl.strategy import Arrays, ClientContext, Finished, Predictor, Server, Step
 
 from ..prototype.nearest_mean import nearest_mean_scores

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fedcl.blocks.memory import Rehearsal
 from fedcl.cards import Card
-from fedcl.memory import Rehearsal
 
 
 class Replay(Rehearsal):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fedcl import random as counter
+from fedcl.blocks.inversion import Recipe, Teacher, invert
+from fedcl.blocks.losses import cross_entropy, distillation
 from fedcl.cards import Card, option
-from fedcl.inversion import Recipe, Teacher, invert
-from fedcl.losses import cross_entropy, distillation
 from fedcl.masks import by_head
 from fedcl.strategy import Arrays, Broadcast, ClientContext, Server, Source, Step, Strategy
 

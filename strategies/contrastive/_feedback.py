@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedcl.mixup import beta_quantile
+from fedcl.blocks.mixup import beta_quantile
 from fedcl.strategy import Step
 
 NEAREST = 0.01

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedcl.blocks.view_losses import barlow_twins, between_views
 from fedcl.cards import Card, option
 from fedcl.strategy import Step
-from fedcl.view_losses import barlow_twins, between_views
 
 from ._views import PairOptions, Views
 

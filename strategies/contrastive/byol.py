@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from fedcl.blocks.view_losses import negative_cosine
 from fedcl.cards import Card, option
 from fedcl.models.arrays import parameter_names
 from fedcl.strategy import Arrays, Broadcast, ClientContext, Server, Step
-from fedcl.view_losses import negative_cosine
 
 from ._views import PairOptions, Views, predictor, projected_dim
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from fedcl.blocks.contrastive_losses import feature_distillation
+from fedcl.blocks.losses import cross_entropy
+from fedcl.blocks.memory import MemoryOptions, Policy, Rehearsal
 from fedcl.cards import Card, option
-from fedcl.contrastive_losses import feature_distillation
 from fedcl.errors import UsageError
-from fedcl.losses import cross_entropy
-from fedcl.memory import MemoryOptions, Policy, Rehearsal
 from fedcl.strategy import Arrays, ClientContext, Step
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedcl.blocks.contrastive_losses import rehearsal_contrast
+from fedcl.blocks.losses import supervised_contrastive
+from fedcl.blocks.memory import MemoryOptions, Rehearsal
 from fedcl.cards import Card, option
-from fedcl.contrastive_losses import rehearsal_contrast
-from fedcl.losses import supervised_contrastive
-from fedcl.memory import MemoryOptions, Rehearsal
 from fedcl.strategy import Step
 
 from ._views import Views

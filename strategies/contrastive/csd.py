@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedcl.blocks.contrastive_losses import batch_hard_triplet, contrastive_distillation
+from fedcl.blocks.losses import tempered_kl
 from fedcl.cards import Card, option
-from fedcl.contrastive_losses import batch_hard_triplet, contrastive_distillation
-from fedcl.losses import tempered_kl
 from fedcl.masks import by_head
 from fedcl.strategy import Step, Strategy
 

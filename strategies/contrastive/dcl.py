@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from fedcl.blocks.view_losses import between_views, decoupled_contrastive
 from fedcl.cards import Card, option
 from fedcl.strategy import Step
-from fedcl.view_losses import between_views, decoupled_contrastive
 
 from ._views import PairOptions, Views
 

@@ -9,13 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedcl.blocks.contrastive_losses import (
+    class_contrast,
+    class_prototypes,
+    pair_and_class_contrast,
+    prototype_equilibrium,
+)
+from fedcl.blocks.memory import MemoryOptions, Rehearsal
+from fedcl.blocks.mixup import mixed, mixed_cross_entropy
+from fedcl.blocks.statistics import widen
 from fedcl.cards import Card, option
-from fedcl.contrastive_losses import class_contrast, class_prototypes, pair_and_class_contrast, prototype_equilibrium
 from fedcl.errors import UsageError
 from fedcl.masks import own_head
-from fedcl.memory import MemoryOptions, Rehearsal
-from fedcl.mixup import mixed, mixed_cross_entropy
-from fedcl.statistics import widen
 from fedcl.strategy import Arrays, Batch, Broadcast, ClientContext, Finished, Server, Source, Step, cross_entropy
 
 from ._feedback import Mixture, mixed_labels, mixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fedcl.blocks.losses import nt_xent
 from fedcl.cards import Card
-from fedcl.losses import nt_xent
 from fedcl.strategy import Step
 
 from ._views import Views

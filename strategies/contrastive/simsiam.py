@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from fedcl.blocks.view_losses import negative_cosine
 from fedcl.cards import Card, option
 from fedcl.strategy import Step
-from fedcl.view_losses import negative_cosine
 
 from ._views import PairOptions, Views, predictor, projected_dim
 

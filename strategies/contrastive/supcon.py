@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedcl.blocks.losses import supervised_contrastive
 from fedcl.cards import Card, option
-from fedcl.losses import supervised_contrastive
 from fedcl.strategy import Step
 
 from ._views import ViewOptions, Views

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedcl.blocks.losses import proximal
+from fedcl.blocks.updates import change, inner, named, plus, under
 from fedcl.cards import Card, option
-from fedcl.losses import proximal
 from fedcl.models.arrays import parameter_names
 from fedcl.strategy import Arrays, ClientContext, Server, Step, Strategy
-from fedcl.updates import change, inner, named, plus, under
 
 
 def distance(params: Arrays, anchor: Arrays) -> Tensor:

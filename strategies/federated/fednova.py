@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedcl.blocks.updates import change, plus
 from fedcl.cards import Card, option
 from fedcl.errors import UsageError
 from fedcl.models.arrays import parameter_names
 from fedcl.strategy import Arrays, ClientContext, Server, Step, Strategy
-from fedcl.updates import change, plus
 
 if TYPE_CHECKING:
     from fedcl.config import Config

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedcl.blocks.losses import proximal
 from fedcl.cards import Card, option
-from fedcl.losses import proximal
 from fedcl.strategy import Step, Strategy
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fedcl.blocks.losses import proximal
 from fedcl.cards import option
 from fedcl.errors import RunFailed
-from fedcl.losses import proximal
 from fedcl.random import key
 from fedcl.strategy import Arrays, ClientContext, Server, Step, cross_entropy
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from fedcl.blocks.contrastive_losses import nearer_to_one
+from fedcl.blocks.updates import named, under
 from fedcl.cards import Card, option
-from fedcl.contrastive_losses import nearer_to_one
 from fedcl.strategy import Arrays, ClientContext, Step, Strategy
-from fedcl.updates import named, under
 
 if TYPE_CHECKING:
     from fedcl.models.model import Output

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fedcl.blocks.updates import change, flat, named, plus, shaped, under
 from fedcl.cards import Card, option
 from fedcl.errors import UsageError
 from fedcl.models.arrays import parameter_names
 from fedcl.strategy import Arrays, Broadcast, ClientContext, Server, Step, Strategy
-from fedcl.updates import change, flat, named, plus, shaped, under
 
 if TYPE_CHECKING:
     from fedcl.config import Config

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedcl import random as counter
+from fedcl.blocks.contrastive_losses import nearer_to_one
 from fedcl.cards import Card, option
-from fedcl.contrastive_losses import nearer_to_one
 from fedcl.errors import UsageError
 from fedcl.strategy import Arrays, Broadcast, ClientContext, Server, Source, Step, Strategy
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fedcl.blocks.class_counts import balanced_softmax
 from fedcl.cards import Card, option
-from fedcl.class_counts import balanced_softmax
 from fedcl.errors import UsageError
 from fedcl.models.heads import SimplexHead
 from fedcl.strategy import (

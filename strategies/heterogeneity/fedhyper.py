@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedcl.blocks.updates import change, flat, inner, named, plus, under
 from fedcl.cards import Card, option
 from fedcl.models.arrays import parameter_names
 from fedcl.strategy import Arrays, Broadcast, ClientContext, Server, Step, Strategy
-from fedcl.updates import change, flat, inner, named, plus, under
 
 LIMITS = {"g": (-0.8, 4.0), "gm": (-0.2, 4.0), "full": (-0.2, 4.0)}
 """Smallest and largest h by mode; alpha is 1 + h."""

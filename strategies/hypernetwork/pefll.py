@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fedcl import random as counter
+from fedcl.blocks.updates import change, named, under
 from fedcl.cards import Card, option
 from fedcl.errors import RunFailed, UsageError
 from fedcl.local.optim import SGD, Adam, clip_by_norm
 from fedcl.models.arrays import buffer_names, frozen_names, parameter_names
 from fedcl.strategy import Arrays, ClientContext, Finished, Phase, Server, Sharing, Strategy
-from fedcl.updates import change, named, under
 
 from ._networks import Embedding, drawn_hypernetwork, generated, pulled_back
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fedcl.blocks.class_counts import balanced_softmax
 from fedcl.cards import Card
-from fedcl.class_counts import balanced_softmax
 from fedcl.models.heads import Head, LinearHead
 from fedcl.strategy import Predictor, Sharing, Step, Strategy, cross_entropy
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
-from fedcl.closed_form import cosine_scores
+from fedcl.blocks.closed_form import cosine_scores
+from fedcl.blocks.statistics import MOMENT_SUMS, add_moments, class_means, class_moments, class_sums, widen
 from fedcl.errors import UsageError
-from fedcl.statistics import MOMENT_SUMS, add_moments, class_means, class_moments, class_sums, widen
 from fedcl.strategy import Arrays, ClientContext, Finished, Models, Phase, Predictor, Server, Strategy
 
 if TYPE_CHECKING:

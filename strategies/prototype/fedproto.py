@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedcl.blocks.statistics import class_sums, widen
 from fedcl.cards import Card, option
-from fedcl.statistics import class_sums, widen
 from fedcl.strategy import Arrays, Broadcast, ClientContext, Predictor, Server, Sharing, Step, Strategy
 
 from .nearest_mean import nearest_mean_scores

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from fedcl.blocks.closed_form import discriminant_head
+from fedcl.blocks.statistics import MOMENT_SUMS, class_means, total_covariance, within_covariance
 from fedcl.cards import Card, option
-from fedcl.closed_form import discriminant_head
 from fedcl.errors import UsageError
 from fedcl.models.norms import scale_and_shift
-from fedcl.statistics import MOMENT_SUMS, class_means, total_covariance, within_covariance
 from fedcl.strategy import Phase, Predictor, Sharing
 
 from ._pooled import ADAPT, STATISTICS, Adapt, FrozenAfter, by_class

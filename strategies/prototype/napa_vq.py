@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedcl import random
+from fedcl.blocks.statistics import class_sums, widen
 from fedcl.cards import Card, option
 from fedcl.local.optim import Group
-from fedcl.statistics import class_sums, widen
 from fedcl.strategy import (
     Arrays,
     Batch,

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedcl.blocks.losses import supervised_contrastive, tempered_kl
+from fedcl.blocks.prototype_losses import attraction, relation_over_samples
+from fedcl.blocks.statistics import widen
 from fedcl.cards import Card, option
 from fedcl.local.optim import Group
-from fedcl.losses import supervised_contrastive, tempered_kl
 from fedcl.models.prototypes import ClassPrototypes
-from fedcl.prototype_losses import attraction, relation_over_samples
-from fedcl.statistics import widen
 from fedcl.strategy import Arrays, Batch, Broadcast, ClientContext, Predictor, Server, Step, Strategy
 
 if TYPE_CHECKING:

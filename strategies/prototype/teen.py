@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedcl.blocks.closed_form import cosine_scores
+from fedcl.blocks.losses import cross_entropy
 from fedcl.cards import Card, option
-from fedcl.closed_form import cosine_scores
 from fedcl.errors import UsageError
-from fedcl.losses import cross_entropy
 from fedcl.strategy import Arrays, Predictor, Server, Step
 
 from ._pooled import ADAPT, STATISTICS, Adapt, FrozenAfter, by_class, means_of

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.losses import cross_entropy
 from fedcl.errors import RunFailed, UsageError
-from fedcl.losses import cross_entropy
 from fedcl.strategies.calibration.amgc import AMGC, expected_cross_entropy, margins, widened
 
 K, D = 4, 3

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedcl.blocks.statistics import class_covariances, class_means
 from fedcl.errors import RunFailed, UsageError
-from fedcl.statistics import class_covariances, class_means
 from fedcl.strategies.calibration._post_hoc import GaussianHead, Sgd, fit, keep_rows
 
 FEW = {"options.ccvr.draws": 6, "options.ccvr.epochs": 3, "options.ccvr.batch_size": 16}

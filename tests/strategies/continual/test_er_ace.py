@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.losses import cross_entropy
 from fedcl.build import build
 from fedcl.errors import UsageError
-from fedcl.losses import cross_entropy
 from fedcl.strategies.continual.er_ace import asymmetric_cross_entropy
 
 IMAGE = 64

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.memory import herding
 from fedcl.build import build
 from fedcl.errors import UsageError
 from fedcl.federation.store import ClientStore
 from fedcl.local.client import NamedModels
-from fedcl.memory import herding
 from fedcl.records.checkpoint import load_newest
 from fedcl.strategies.continual.icarl import ICaRL, binary_distillation
 from fedcl.strategy import Predictor

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedcl import inversion, random
+from fedcl import random
+from fedcl.blocks import inversion
 from fedcl.build import build
 from fedcl.errors import UsageError
 from fedcl.records.checkpoint import load_newest

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.contrastive_losses import feature_distillation
 from fedcl.build import build
 from fedcl.config import Config
-from fedcl.contrastive_losses import feature_distillation
 from fedcl.errors import UsageError
 from fedcl.federation.store import ClientStore
 from fedcl.run import RunResult

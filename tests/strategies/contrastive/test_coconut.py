@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.contrastive_losses import rehearsal_contrast
 from fedcl.build import build
 from fedcl.config import Config
-from fedcl.contrastive_losses import rehearsal_contrast
 from fedcl.errors import UsageError
 from fedcl.run import RunResult
 from fedcl.strategies.contrastive.coconut import COCONUT

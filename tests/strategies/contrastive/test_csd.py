@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.contrastive_losses import batch_hard_triplet, contrastive_distillation
 from fedcl.build import build
 from fedcl.config import Config
-from fedcl.contrastive_losses import batch_hard_triplet, contrastive_distillation
 from fedcl.errors import UsageError
 from fedcl.run import RunResult
 from fedcl.strategies.contrastive.csd import CSD

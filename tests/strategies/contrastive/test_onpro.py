@@ -12,9 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.contrastive_losses import (
+    class_contrast,
+    class_prototypes,
+    pair_and_class_contrast,
+    prototype_equilibrium,
+)
 from fedcl.build import build
 from fedcl.config import Config
-from fedcl.contrastive_losses import class_contrast, class_prototypes, pair_and_class_contrast, prototype_equilibrium
 from fedcl.errors import UsageError
 from fedcl.run import RunResult
 from fedcl.strategies.contrastive._feedback import mixture

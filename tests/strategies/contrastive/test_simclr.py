@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.losses import nt_xent
 from fedcl.config import Config
 from fedcl.errors import UsageError
-from fedcl.losses import nt_xent
 from fedcl.run import RunResult, run
 from fedcl.strategies.contrastive.simclr import SimCLR
 from fedcl.strategy import Batch

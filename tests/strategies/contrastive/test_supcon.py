@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.losses import supervised_contrastive
 from fedcl.build import build
 from fedcl.config import Config
 from fedcl.errors import UsageError
-from fedcl.losses import supervised_contrastive
 from fedcl.run import RunResult
 from fedcl.strategies.contrastive.supcon import SupCon
 from fedcl.strategy import Batch

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.contrastive_losses import nearer_to_one
 from fedcl.build import build
-from fedcl.contrastive_losses import nearer_to_one
 from fedcl.errors import UsageError
 
 LINEAR = {"strategy": ["moon"], "model.projector": "linear", "model.projector_dim": 4}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from fedcl.blocks.updates import under
 from fedcl.build import build
 from fedcl.check.lab import read
 from fedcl.errors import UsageError
-from fedcl.updates import under
 
 PLAIN = {"strategy": ["scaffold"], "optimiser.momentum": 0.0}
 

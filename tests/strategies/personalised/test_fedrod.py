@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedcl.class_counts import balanced_softmax
+from fedcl.blocks.class_counts import balanced_softmax
 
 
 def by_hand(logits: Any, labels: list[int], counts: list[int], classes: list[int]) -> Any:

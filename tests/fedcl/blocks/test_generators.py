@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedcl.generators import Generator, disagreement, moments, smoothed, statistics_distance
+from fedcl.blocks.generators import Generator, disagreement, moments, smoothed, statistics_distance
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .strategy import Arrays, cross_entropy
+from ..strategy import Arrays, cross_entropy
 
 __all__ = ["cross_entropy", "distillation", "nt_xent", "proximal", "quadratic", "supervised_contrastive", "tempered_kl"]
 

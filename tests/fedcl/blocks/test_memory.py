@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from fedcl import random as counter
-from fedcl.memory import capacity, keep
+from fedcl.blocks.memory import capacity, keep
 
 STREAM = [(0, 12), (1, 3), (2, 9), (0, 5), (3, 1)]
 """(class, images) of each task of one client; class 0 comes back."""

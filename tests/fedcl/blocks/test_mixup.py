@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import beta
 
-from fedcl.mixup import beta_quantile, mixed, mixed_cross_entropy
+from fedcl.blocks.mixup import beta_quantile, mixed, mixed_cross_entropy
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0])

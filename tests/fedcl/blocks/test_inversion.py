@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedcl import inversion
+from fedcl.blocks import inversion
+from fedcl.blocks.generators import Generator
+from fedcl.blocks.inversion import Recipe, Student, Teacher, fresh, image_loss, invert, one_batch
 from fedcl.build import build
 from fedcl.config import load_config
 from fedcl.errors import RunFailed
-from fedcl.generators import Generator
-from fedcl.inversion import Recipe, Student, Teacher, fresh, image_loss, invert, one_batch
 from fedcl.models.arrays import grow_head, initial_arrays, parameter_names
 from fedcl.models.model import run
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedcl.class_counts import adjusted, log_prior
+from fedcl.blocks.class_counts import adjusted, log_prior
 
 
 def prior(counts: list[int]) -> list[float]:

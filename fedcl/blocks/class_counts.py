@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .strategy import cross_entropy
+from ..strategy import cross_entropy
 
 __all__ = ["adjusted", "balanced_softmax", "log_prior"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from .strategy import Arrays
+from ..strategy import Arrays
 
 
 def under(arrays: Mapping[str, Tensor], name: str) -> Arrays:

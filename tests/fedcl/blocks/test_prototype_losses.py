@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.blocks.prototype_losses import attraction, relation_over_samples
 from fedcl.models.prototypes import ClassPrototypes
-from fedcl.prototype_losses import attraction, relation_over_samples
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcl.closed_form import cosine_scores, discriminant_head
+from fedcl.blocks.closed_form import cosine_scores, discriminant_head
 
 
 def random(*shape: int) -> Tensor:

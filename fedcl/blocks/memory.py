@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from . import random as counter
-from .cards import option
-from .strategy import Arrays, ClientContext, Finished, Server, Source, Step, Strategy
+from .. import random as counter
+from ..cards import option
+from ..strategy import Arrays, ClientContext, Finished, Server, Source, Step, Strategy
 
 Policy = Literal["reservoir", "class_balanced"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcl.losses import (
+from fedcl.blocks.losses import (
     cross_entropy,
     distillation,
     proximal,

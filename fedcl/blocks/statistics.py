@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import random
-from .errors import RunFailed
+from .. import random
+from ..errors import RunFailed
 
 Form = Literal["full", "diagonal", "shared"]
 

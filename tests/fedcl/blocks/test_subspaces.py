@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedcl import subspaces
-from fedcl.subspaces import (
+from fedcl.blocks import subspaces
+from fedcl.blocks.subspaces import (
     Layer,
     energy,
     input_parts,
@@ -163,7 +163,7 @@ def test_layers_without_a_matrix_are_passed_by() -> None:
 REAL_SIZE = """
 import resource, torch
 from fedcl.federation.reduction import Reducer
-from fedcl.subspaces import input_parts, joined, leading, outside, projected
+from fedcl.blocks.subspaces import input_parts, joined, leading, outside, projected
 torch.set_num_threads(1)
 layer = torch.nn.Conv2d(512, 512, 3, padding=1, bias=False)
 make = torch.Generator().manual_seed(0)

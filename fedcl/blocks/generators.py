@@ -1,7 +1,7 @@
 """What data-free inversion is made of: a generator of images and the losses that lead it.
 
 The statistics loss is that of DeepInversion (Yin et al. 2020, CVPR), the disagreement with a student that of fast
-data-free distillation (Fang et al. 2022, AAAI). :mod:`fedcl.inversion` trains with them.
+data-free distillation (Fang et al. 2022, AAAI). :mod:`fedcl.blocks.inversion` trains with them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcl.feature_drift import class_slots, drawn_features, drift_sums, elastic, feature_matrix, nearness
+from fedcl.blocks.feature_drift import class_slots, drawn_features, drift_sums, elastic, feature_matrix, nearness
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -15,14 +15,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import random as counter
-from .cards import option
-from .errors import RunFailed
+from .. import random as counter
+from ..cards import option
+from ..errors import RunFailed
+from ..models.arrays import grow_head, initial_arrays, parameter_names
+from ..models.model import FedModel, Output, run
+from ..strategy import Arrays
 from .generators import Generator, Moments, disagreement, moments, norm_layers, smoothed, statistics_distance
 from .losses import cross_entropy, tempered_kl
-from .models.arrays import grow_head, initial_arrays, parameter_names
-from .models.model import FedModel, Output, run
-from .strategy import Arrays
 
 REPTILE = 67.0
 """Factor on the Reptile gradient in the released code of TARGET."""

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcl.errors import RunFailed
-from fedcl.statistics import (
+from fedcl.blocks.statistics import (
     Form,
     add_moments,
     class_covariances,
@@ -22,6 +21,7 @@ from fedcl.statistics import (
     widen,
     within_covariance,
 )
+from fedcl.errors import RunFailed
 
 
 def literal(x: torch.Tensor, y: list[int], classes: int) -> tuple[list[list[float]], list[int]]:

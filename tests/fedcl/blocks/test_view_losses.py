@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedcl.view_losses import (
+from fedcl.blocks.view_losses import (
     barlow_twins,
     between_views,
     cross_correlation,
