@@ -9,7 +9,7 @@ from typing import Protocol
 from .errors import UsageError
 from .strategy import Arrays, Step, Strategy
 
-SLOTS = ("task_loss", "phases", "weight", "round", "aggregate", "personal", "predict")
+SLOTS = ("task_loss", "phases", "weight", "round", "aggregate", "personal", "newcomer", "predict")
 """Hooks that only one strategy of a stack may implement."""
 
 
@@ -39,10 +39,6 @@ class Stack:
                 raise UsageError("strategy", names, f"{both} both define {slot}; only one of a stack may")
             owners[slot] = next(iter(firm or claims), None)
         return cls(tuple(strategies), owners)
-
-    def owns(self, strategy: Strategy, slot: str) -> bool:
-        """Whether ``strategy`` fills ``slot`` in this stack."""
-        return self.owners[slot] is strategy
 
     @property
     def learns(self) -> bool:

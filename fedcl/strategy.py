@@ -2,8 +2,8 @@
 
 Every hook has a neutral default, so the simplest strategy is a class with a name. Strategies stack: loss terms
 of all of them add up, server hooks run in the order of the stack, and the **exclusive slots** (`task_loss`,
-`phases`, `weight`, `round`, `aggregate`, `personal`, `predict`) may be claimed by one strategy only. Hooks take
-state and return state; nothing is kept on ``self`` but the options.
+`phases`, `weight`, `round`, `aggregate`, `personal`, `newcomer`, `predict`) may be claimed by one strategy only. Hooks
+take state and return state; nothing is kept on ``self`` but the options.
 
 Reading order: :class:`Strategy`, then :class:`Step` (what a loss sees), :class:`ClientContext` (what the other client
 hooks see) and :class:`Server` (what the server hooks see).
@@ -11,7 +11,7 @@ hooks see) and :class:`Server` (what the server hooks see).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -67,7 +67,7 @@ class Strategy:
         repeats: a bound whose tasks hold images of earlier tasks again.
         revisits: why a task's images are needed again after its last round; refused where images are seen once.
         common_clock: why all clients must have the same task at a time; refused where they have tasks of their own.
-        yields: exclusive slots that this strategy leaves to another one that claims them.
+        yields: exclusive slots that this strategy leaves to another one that claims them; options may decide.
         exemplars: names of states, at clients or at the server, that are images kept: rows of the store (M,), or the
             images themselves.
         unlabelled: what its ``loss``, ``edit_gradients`` and ``after_step`` do with images whose labels are hidden:
@@ -96,7 +96,7 @@ class Strategy:
     repeats: ClassVar[bool] = False
     revisits: ClassVar[str] = ""
     common_clock: ClassVar[str] = ""
-    yields: ClassVar[tuple[str, ...]] = ()
+    yields: tuple[str, ...] = ()
     exemplars: ClassVar[tuple[str, ...]] = ()
     unlabelled: ClassVar[Unlabelled] = "ignores"
     stackable: ClassVar[bool] = False
@@ -229,6 +229,17 @@ class Strategy:
     def personal(self, arrays: Arrays, state: Arrays) -> Arrays:
         """Exclusive. The model that a client itself uses, from the global one with its private parts and its state."""
         return arrays
+
+    def newcomer(self, predictor: Predictor, images: Iterable[tuple[Tensor, Tensor]]) -> Arrays:
+        """Exclusive. The model of a client that never trains (``partition.held_out``), by default the global one.
+
+        Asked where such a client has test images of its own.
+
+        Args:
+            predictor: the global model, with this strategy's state at the server.
+            images: (images, labels) of the client's training images of the latest task of which it holds any.
+        """
+        return predictor.arrays
 
     def predict(self, predictor: Predictor, x: Tensor) -> Tensor:
         """Exclusive. Scores (B, C) of normalised images; by default the head's logits."""

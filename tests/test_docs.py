@@ -35,6 +35,7 @@ NOT_RUN = {
     r"fedcl run .*--runtime deploy": "SuperNodes: tests/fedcl/federation/test_deploy.py starts them",
     r"fedcl run .*--runtime ray": "Ray: tests/fedcl/runtimes runs it",
     r"fedcl run .*data\.download=true": "needs the network",
+    r"fedcl run pretrain |fedcl run mnist init=runs/pretrain/": "needs Fashion-MNIST and MNIST",
     r"fedcl sweep .*--search": "trials by the dozen: tests/fedcl/sweep searches",
 }
 """Pattern of a command -> why it is not run. The settings of a run are checked all the same."""

@@ -133,10 +133,10 @@ Dirichlet 0.5), in percent; the same seeds ({", ".join(map(str, SEEDS))}) with a
 the difference. Methods for pre-trained encoders start from that of a preset (`init` in the list) and are judged on
 images that it has not seen. Personalised methods are judged by the clients' mean accuracy, each on test images of its
 own, and temperature scaling by the calibration error, of which less is better; [the list](../effects/list.yaml) says
-so. Settings of some entries were chosen after a look at small runs: those were then measured on other seeds (5-9) or
-carry the look in their words. *gained*: the interval is above zero; *lost*: below; *not shown*: it covers zero;
-*stale*: the code of a strategy's file has changed since. These runs are small and short: they show that a method does
-what it says, not how methods rank.
+so. Settings of some entries were chosen after a look at small runs: those were then measured on other seeds (5-9 or
+10-14) or carry the look in their words. *gained*: the interval is above zero; *lost*: below; *not shown*: it covers
+zero; *stale*: the code of a strategy's file has changed since. These runs are small and short: they show that a method
+does what it says, not how methods rank.
 
 Measured with `{recorded["command"]}` on {machine["cpus"]} processors ({machine["cpu"]}),
 {named}; revision {", ".join(revisions)}.

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import RunFailed
+
 
 def cosine_scores(features: Tensor, prototypes: Tensor, counts: Tensor) -> Tensor:
     """Cosine of each feature with each prototype; -inf for a class without a sample.
@@ -38,10 +40,20 @@ def discriminant_head(means: Tensor, covariance: Tensor, shrink: float) -> tuple
     Returns:
         (C, d) weights and (C,) biases.
 
+    Raises:
+        RunFailed: ``A`` is not positive definite, as for features of an encoder that has diverged.
+
     >>> weight, bias = discriminant_head(torch.tensor([[2.0]]), torch.tensor([[3.0]]), 1.0)
     >>> weight.tolist(), bias.tolist()
     ([[0.5]], [-0.5])
     """
     regular = covariance + shrink * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    weight = torch.cholesky_solve(means.mT, torch.linalg.cholesky(regular)).mT
+    factor, wrong = torch.linalg.cholesky_ex(regular)
+    if int(wrong):
+        largest = float(covariance.abs().max())
+        raise RunFailed(
+            f"the covariance of the features, with entries up to {largest:.3g}, is not positive definite with "
+            f"shrink={shrink:g}: raise it, or take a lower optimiser.lr"
+        )
+    weight = torch.cholesky_solve(means.mT, factor).mT
     return weight, -0.5 * (weight * means).sum(dim=1)

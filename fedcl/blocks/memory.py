@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import random as counter
 from ..cards import option
+from ..errors import UsageError
 from ..strategy import Arrays, ClientContext, Finished, Server, Source, Step, Strategy
 
 Policy = Literal["reservoir", "class_balanced"]
@@ -132,6 +133,18 @@ class Rehearsal(Strategy):
             return []
         return [Source(ctx.state["ids"].to(ctx.ids.device), self.options.batch_size or ctx.batch_size)]
 
+    def room(self, image_bytes: int) -> int:
+        """How many images the budget holds; no memory at all is asked for by 0.
+
+        Raises:
+            UsageError: the budget is above 0 and below one image: the method would run without its memory.
+        """
+        limit = capacity(self.options.budget, image_bytes)
+        if self.options.budget and not limit:
+            said = f"at least the {image_bytes} bytes that one image takes here"
+            raise UsageError(f"options.{self.name}.budget", self.options.budget, said)
+        return limit
+
     def remember(self, ctx: ClientContext) -> tuple[Arrays, Arrays]:
         """Offers the images at hand to the memory: (how many are stored now, the new state)."""
         words = counter.words(len(ctx.ids), *ctx.key, "memory")
@@ -143,7 +156,7 @@ class Rehearsal(Strategy):
         offered = {"ids": ids, "priority": priority, **self.attached(ctx, ids)}
         offered = {n: appended(held[n], a) for n, a in offered.items()} if held else offered
         extra = sum(a[:1].nbytes for n, a in offered.items() if n not in ("ids", "priority"))
-        limit = capacity(self.options.budget, ctx.store.image_bytes + extra)
+        limit = self.room(ctx.store.image_bytes + extra)
         labels = ctx.store.label_tensor[offered["ids"]]
         kept = keep(offered["priority"], labels, limit, self.options.policy)
         stored = torch.tensor(len(kept), dtype=torch.int64)

@@ -25,6 +25,16 @@ def named(arrays: Mapping[str, Tensor], name: str) -> Arrays:
     return {f"{name}/{n}": a for n, a in arrays.items()}
 
 
+def kept(state: Mapping[str, Tensor], name: str, like: Mapping[str, Tensor]) -> Arrays:
+    """What a state holds as ``NAME/parameter``, one for each array of ``like``: zeros where it has none yet.
+
+    >>> kept({"variate/w": torch.tensor(1.0)}, "variate", {"w": torch.tensor(5.0), "b": torch.tensor(7.0)})
+    {'w': tensor(1.), 'b': tensor(0.)}
+    """
+    found = under(state, name)
+    return {n: found[n].to(a) if n in found else torch.zeros_like(a) for n, a in like.items()}
+
+
 def change(after: Mapping[str, Tensor], before: Mapping[str, Tensor], names: Iterable[str]) -> Arrays:
     """``after - before`` for some names.
 
@@ -58,7 +68,7 @@ def flat(arrays: Mapping[str, Tensor]) -> Tensor:
 
     Sums of gradients are carried in this form: a parameter without influence has nothing but rounding errors there.
     """
-    return torch.cat([a.flatten() for a in arrays.values()])
+    return torch.cat([a.flatten() for a in arrays.values()]) if arrays else torch.zeros(0)
 
 
 def shaped(vector: Tensor, like: Mapping[str, Tensor]) -> Arrays:

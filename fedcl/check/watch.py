@@ -16,7 +16,7 @@ from . import generators
 HOOKS = (
     "check", "arrange", "share", "modules", "groups", "begin_round", "phases", "sources", "prepare", "task_loss",
     "loss", "rate", "edit_gradients", "after_step", "carry", "upload", "weight", "end_round", "begin_task", "broadcast",
-    "round", "aggregate", "after_aggregate", "finish_task", "personal", "predict",
+    "round", "aggregate", "after_aggregate", "finish_task", "personal", "newcomer", "predict",
 )  # fmt: skip
 """Everything that the engine calls, in the order in which it does."""
 
@@ -147,7 +147,7 @@ def wrong_state(hook: str, answer: object) -> str:
     parts: dict[str, object] = {}
     if hook in ("begin_task",):
         parts["state"] = answer
-    elif hook in ("begin_round", "carry", "upload", "personal"):
+    elif hook in ("begin_round", "carry", "upload", "personal", "newcomer"):
         parts["mapping"] = answer
     elif hook in ("end_round", "round", "aggregate", "after_aggregate", "finish_task"):
         if not isinstance(answer, tuple) or len(answer) != 2:

@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import FedclError
+from ..local.client import Asked
 from ..local.stackable import unchanged
-from ..local.training import Kind, Shape, train_client
+from ..local.training import Kind, Shape, train_alone, train_client
 from .bytes import nbytes, nfloats, without_gaps
 
 if TYPE_CHECKING:
@@ -37,18 +38,21 @@ Shapes = Mapping[Shape, int] | Mapping[Kind, int]
 
 def key_of(task: int, own: int, kind: Kind) -> str:
     """Names what decides the FLOPs of a client's step: the server's and its own task, and the shape of its batch; after
-    the first phase of a round the number of the phase too.
+    the first phase of a round the number of the phase too, and of training in an exchange its name.
 
     >>> key_of(2, 0, (32, 16)), key_of(2, 0, (1, (32, 16)))
     ('2:0:32,16', '2:0:32,16 in phase 2')
     """
     place, shape = parts(kind)
-    late = f" in phase {place + 1}" if place > 0 else " in an exchange" if place < 0 else ""
+    if isinstance(place, Asked):
+        late = f" in {place.name.replace(':', '.')}"
+    else:
+        late = f" in phase {place + 1}" if place else ""
     return f"{task}:{own}:{','.join(map(str, shape))}{late}"
 
 
-def parts(kind: Kind) -> tuple[int, Shape]:
-    """The number of the phase, 0 for the first one, and the shape of a batch."""
+def parts(kind: Kind) -> tuple[int | Asked, Shape]:
+    """The number of the phase, 0 for the first one, or training in an exchange, and the shape of a batch."""
     if len(kind) == 2 and isinstance(kind[1], tuple):
         return kind
     return 0, kind
@@ -64,6 +68,7 @@ class Ledger:
     def __init__(self) -> None:
         self.bytes_up = self.floats_up = 0
         self.work: list[tuple[int, float, Shapes]] = []
+        self._kinds: dict[Shape | Kind, Shape | Kind] = {}
 
     def sent(self, arrays: Arrays, gaps: Collection[str] = ()) -> None:
         """Adds an upload.
@@ -82,7 +87,10 @@ class Ledger:
         """Times what a client does beside its steps, for which ``seconds`` and their shapes are known already."""
         begun = perf_counter()
         yield
-        self.work.append((client, seconds + perf_counter() - begun, shapes or {}))
+        seconds += perf_counter() - begun
+        # Equal kinds as one object, so that of all clients' phases in an exchange one is kept.
+        same = {self._kinds.setdefault(kind, kind): steps for kind, steps in (shapes or {}).items()}
+        self.work.append((client, seconds, same))
 
     def measured(self, node: Node, call: Call) -> dict[str, Any]:
         """What a reply tells; shapes that the server has no count of are counted now.
@@ -116,12 +124,16 @@ def step_flops(node: Node, call: Call, number: int, kind: Kind) -> tuple[int | N
         The count and ""; None and the reason where the step cannot be run under the counter.
     """
     place, shape = parts(kind)
-    if place < 0:
-        return None, "they are not counted where a strategy trains inside an exchange of its own"
+    if isinstance(place, Asked) and place.phase is None:
+        return None, "another loop than the engine's took it"
     client = node.client(call, number)
     try:
         with unchanged(node), FlopCount() as counter:
-            train_client(client, limit=1, size=abs(shape[0]), only=place)
+            if isinstance(place, Asked):
+                assert place.phase is not None
+                train_alone(client, place.phase, limit=1, size=abs(shape[0]))
+            else:
+                train_client(client, limit=1, size=abs(shape[0]), only=place)
     except FedclError as error:
         if node.stop():
             raise

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.augment import Augmentation, augment
 from ..local.training import Client, NamedModels, blame
 from ..masks import on_device
-from ..models.arrays import class_axes, frozen_names, grow_like
+from ..models.arrays import frozen_names, grow_like, last_class_axes
 from ..models.model import run, run_module
 from ..stack import Stack
 from ..strategy import Arrays, Reduction, Sharing, Strategy
@@ -198,10 +198,10 @@ class Node:
 
     @cached_property
     def _class_axes(self) -> dict[str, int]:
-        return class_axes(self.model)
+        return last_class_axes(self.model)
 
     def grown(self, name: str, array: Tensor, width: int, fill: Literal["zero", "initial"]) -> Tensor:
-        """An array shaped like the parameter ``name``, brought to ``width`` classes."""
+        """An array shaped like the parameter ``name``, behind any axes of its own, brought to ``width`` classes."""
         axis = self._class_axes.get(name)
         if axis is None:
             return array
@@ -307,7 +307,7 @@ class Node:
         for number in call.header.clients:
             client = self.client(call, number)
             before = client.state.get(name, {})
-            did = Trainer(client)
+            did = Trainer(client, call.header.function)
             with blame(strategy, method), ledger.at(number, shapes=did.shapes):
                 arrays, after = getattr(strategy, method)(client.context(strategy, trainer=did))
             did.report(measured)

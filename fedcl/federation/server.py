@@ -364,9 +364,8 @@ class Federation:
             reducer.merge(reply.arrays, reply.facts)
             self.meter.charge_up(reply.measured["bytes_up"], reply.measured["floats_up"])
             merge_measured(measured, reply.measured)
-        if function == "train":
-            self.counted |= {key: flops for key, flops, _ in reversed(measured.get("flops", []))}
-        else:
+        self.counted |= {key: flops for key, flops, _ in reversed(measured.get("flops", []))}
+        if function != "train":
             self.meter.asked += sum(seconds for _, seconds, _ in measured.get("work", []))
         return reducer, measured, replace(state, sequence=sequence)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from zlib import crc32
 
-from ..local.client import Client, Kind
+from ..local.client import Asked, Client, Kind
 from ..local.training import train_alone
 from ..strategy import Arrays, Phase
-
-EXCHANGED = -1
-"""Stands for the number of a phase in steps of an exchange: their FLOPs are not counted."""
 
 
 def nothing_trained() -> dict[str, Any]:
@@ -25,22 +23,40 @@ class Trainer:
     """Trains one client on demand and remembers what it did.
 
     Attributes:
+        function: name of the exchanged function that trains.
         shapes: how many steps had batches of each shape.
     """
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
+    def __init__(self, client: Client, function: str) -> None:
+        self.client, self.function = client, function
         self.shapes: Counter[Kind] = Counter()
         self.steps = self.dropped = 0
         self.losses: dict[str, float] = {}
 
     def __call__(self, phase: Phase) -> Arrays:
         trained = train_alone(self.client, phase)
-        self.shapes.update({(EXCHANGED, shape): steps for shape, steps in trained.shapes.items()})  # type: ignore[misc]
+        names = "\n".join(n for n in self.client.node.trainable if phase.trains(n))
+        asked = Asked(f"{self.function} {phase.name} {self.client.task} {crc32(names.encode()):08x}", phase)
+        self.shapes.update({(asked, shape): steps for shape, steps in trained.shapes.items()})  # type: ignore[misc]
         self.steps += trained.steps
         self.dropped += trained.dropped
         self.losses |= trained.losses
         return trained.arrays
+
+    def record(self, steps: int, dropped: int, losses: dict[str, float]) -> None:
+        """Adds training by a loop that is not the engine's, whose FLOPs are unknown.
+
+        Args:
+            steps: optimiser steps taken.
+            dropped: images left out of an epoch.
+            losses: mean of each term over the steps.
+        """
+        if steps:
+            size = self.client.node.config.federation.batch_size
+            self.shapes[(Asked(f"{self.function} by another loop", None), (size,))] += steps
+        self.steps += steps
+        self.dropped += dropped
+        self.losses |= losses
 
     def report(self, measured: dict[str, Any]) -> None:
         """Adds what the client did to the measurements of the call."""

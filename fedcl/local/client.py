@@ -20,7 +20,21 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 """Images of each source in one training step, the client's own stream first; negative where they have no labels."""
 
-Kind = Shape | tuple[int, Shape]
+
+@dataclass(frozen=True)
+class Asked:
+    """Training that a strategy asks for in an exchange of its own.
+
+    Attributes:
+        name: what decides the FLOPs of its steps beside their shapes: function, phase, own task, what is trained.
+        phase: the first one of this name, to do a step of it again; None: a loop that is not the engine's took it.
+    """
+
+    name: str
+    phase: Phase | None = field(compare=False)
+
+
+Kind = Shape | tuple[int | Asked, Shape]
 """What decides the FLOPs of a step: its shape, and the number of its phase where that is not the first."""
 
 

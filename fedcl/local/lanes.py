@@ -22,7 +22,7 @@ from .phases import STEP_HOOKS
 from .rates import schedule
 from .sharedstate import CannotStack, SharedState
 from .sources import prepared, source_names
-from .training import Client, NamedModels, Trained, blame, checked_carry, shapes_of, total_loss
+from .training import Client, NamedModels, Trained, blame, checked, shapes_of, total_loss
 
 Hook = Literal["edit_gradients", "rate", "after_step", "carry"]
 
@@ -197,10 +197,10 @@ class Training:
                     if hook == "rate":
                         given = given * strategy.rate(seen)
                     elif hook == "carry":
-                        after = checked_carry(strategy, seen.carried, strategy.carry(seen, *given))
+                        after = checked(strategy, hook, seen.carried, strategy.carry(seen, *given))
                         carried |= {f"{strategy.name}/{n}": a for n, a in after.items()}
                     else:
-                        given = getattr(strategy, hook)(seen, given)
+                        given = checked(strategy, hook, given, getattr(strategy, hook)(seen, given))
             return carried if hook == "carry" else given
 
         return one

@@ -99,9 +99,11 @@ def train_client(client: Client, limit: int | None = None, size: int | None = No
     return in_phases([client], lambda now: [train_phase(one, limit, size) for one in now], only)[0]
 
 
-def train_alone(client: Client, phase: Phase) -> Trained:
-    """One phase of local training outside of a round, from what the client received unless the phase says."""
-    return train_phase(put_into(begun(client), phase, 0))
+def train_alone(client: Client, phase: Phase, limit: int | None = None, size: int | None = None) -> Trained:
+    """One phase of local training outside of a round, from what the client received unless the phase says; ``limit``
+    and ``size`` as in :func:`train_client`.
+    """
+    return train_phase(put_into(begun(client), phase, 0), limit, size)
 
 
 def train_phase(client: Client, limit: int | None = None, size: int | None = None) -> Trained:
@@ -147,7 +149,7 @@ def train_phase(client: Client, limit: int | None = None, size: int | None = Non
         plain = grads
         for strategy, seen in seen_by_each(edits, step, client):
             with blame(strategy, "edit_gradients"):
-                grads = strategy.edit_gradients(seen, grads)
+                grads = checked(strategy, "edit_gradients", grads, strategy.edit_gradients(seen, grads))
         lr: float | Tensor = client.phase.lr_scale * schedule(
             config.optimiser, step=index, round=header.round, task=header.task,
             total=node.schedule_total(len(batches), header),
@@ -162,11 +164,12 @@ def train_phase(client: Client, limit: int | None = None, size: int | None = Non
             params, moments = optimiser.update({n: p.detach() for n, p in params.items()}, grads, moments, lr, owned)
             for strategy, seen in seen_by_each(afters, step, client):
                 with blame(strategy, "after_step"):
-                    params = strategy.after_step(seen, params)
+                    params = checked(strategy, "after_step", params, strategy.after_step(seen, params))
             moved_on: dict[str, Arrays] = {}
             for strategy, seen in seen_by_each(carries, step, client):
                 with blame(strategy, "carry"):
-                    moved_on[strategy.name] = checked_carry(strategy, seen.carried, strategy.carry(seen, plain, params))
+                    after = strategy.carry(seen, plain, params)
+                    moved_on[strategy.name] = checked(strategy, "carry", seen.carried, after)
         if moved_on:
             client = replace(client, carried={**client.carried, **moved_on})
         params = {n: p.requires_grad_() for n, p in params.items()}
@@ -188,14 +191,15 @@ def seen_by_each(strategies: Iterable[Strategy], step: Step, client: Client) -> 
     return [(strategy, seen) for strategy, seen in both if seen is not None]
 
 
-def checked_carry(strategy: Strategy, before: Arrays, after: Arrays) -> Arrays:
-    """What `carry` returned, of the names and shapes that it was given.
+def checked(strategy: Strategy, hook: str, before: Arrays, after: Arrays) -> Arrays:
+    """What a hook returned, of the names and shapes that it was given.
 
     Raises:
         RunFailed: it is not.
     """
     if {n: a.shape for n, a in before.items()} != {n: a.shape for n, a in after.items()}:
-        raise RunFailed(f"strategy {strategy.name!r}: carry must return the names and shapes of begin_round")
+        what = "begin_round" if hook == "carry" else "what it is given"
+        raise RunFailed(f"strategy {strategy.name!r}: {hook} must return the names and shapes of {what}")
     return after
 
 

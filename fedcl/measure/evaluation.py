@@ -16,6 +16,7 @@ from ..local.training import NamedModels, blame
 from ..masks import on_device
 from ..strategy import Arrays, Predictor, Strategy
 from .judging import PROBED, Judged, judge
+from .newcomers import model_of_newcomer
 
 if TYPE_CHECKING:
     from ..data.store import TensorStore
@@ -216,9 +217,16 @@ class Evaluator:
         hits = self.predict(predictor, self.train, rows) == self.stream.train_labels[rows]
         return int(hits.sum()), len(rows)
 
-    def newcomers(self, predictor: Predictor) -> dict[str, Any] | None:
-        """The global model on the images of the clients that never train: their own test images where there are some,
-        else all that they hold. Each client's (correct, total) by task, or None without such clients.
+    def newcomers(
+        self, predictor: Predictor, strategies: dict[str, Arrays] | None = None, last: int = 0
+    ) -> dict[str, Any] | None:
+        """The clients that never train, on their own test images where there are some, else on all that they hold: each
+        with the model that the stack makes for it, else the global one. (correct, total) by task, or None without such
+        clients.
+
+        Args:
+            strategies: the strategies' states at the server.
+            last: the task that has just ended.
         """
         never = self.split.held_out
         if never is None:
@@ -229,11 +237,16 @@ class Evaluator:
         rows = np.unique(np.concatenate([ids for task in tests for ids in task]))
         hit = np.zeros(len(labels), dtype=bool)
         hit[rows] = self.predict(predictor, store, rows) == labels[rows]
-        clients = range(never.clients)
-        return {
-            "correct": [[int(hit[task[c]].sum()) for task in tests] for c in clients],
-            "total": [[len(task[c]) for task in tests] for c in clients],
-        }
+        clients, correct = range(never.clients), []
+        for c in clients:
+            mine, model = hit, model_of_newcomer(self, predictor, strategies or {}, last, c)
+            if model is not None:
+                rows = np.unique(np.concatenate([task[c] for task in tests]))
+                own = self.predictor(model, strategies or {}, self.known(last), last)
+                mine = np.zeros_like(hit)
+                mine[rows] = self.predict(own, store, rows) == labels[rows]
+            correct.append([int(mine[task[c]].sum()) for task in tests])
+        return {"correct": correct, "total": [[len(task[c]) for task in tests] for c in clients]}
 
     def own_test(self) -> tuple[TensorStore, Ints]:
         """The store that personal test rows are of, and its labels."""

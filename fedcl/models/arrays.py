@@ -63,6 +63,12 @@ def class_axes(model: nn.Module) -> dict[str, int]:
     return {name: module.class_axis[array] for name, (module, array) in _owners(model).items()}
 
 
+def last_class_axes(model: nn.Module) -> dict[str, int]:
+    """As :func:`class_axes`, counted from the last axis (-1): right for arrays with axes before the parameter's own."""
+    known = model.state_dict(keep_vars=True)
+    return {name: axis - known[name].dim() for name, axis in class_axes(model).items()}
+
+
 def frozen_names(model: nn.Module) -> set[str]:
     """Arrays that never change once allocated, such as a simplex head."""
     return {name for name, (module, _) in _owners(model).items() if module.fixed}

@@ -188,7 +188,7 @@ class Recorder:
         personal = self.evaluator.personal(arrays, state.strategies, state.sequence, task)
         if personal is not None:
             records["personal"] = [*records["personal"], personal]
-        newcomers = self.evaluator.newcomers(predictor)
+        newcomers = self.evaluator.newcomers(predictor, state.strategies, task)
         if newcomers is not None:
             records["newcomers"] = [*records.get("newcomers", []), newcomers]
         records["bytes"] = [*records["bytes"], [state.meter["up"], state.meter["down"]]]

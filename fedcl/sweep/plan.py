@@ -65,6 +65,10 @@ class Loader:
         values = presets.read(presets.find(self.source, "CONFIG"))
         return parse_section(values.get("sweep") or {})
 
+    def own_name(self) -> str | None:
+        """The ``name`` in the file itself, not in what it builds on."""
+        return None if self.source is None else presets.read(presets.find(self.source, "CONFIG")).get("name")
+
     def option_owners(self) -> set[str]:
         """Strategies that the fixed settings give options to."""
         return {owner for text in self.fixed if (owner := owner_of(text.partition("=")[0]))}
@@ -121,7 +125,7 @@ def named_root(loader: Loader, base: Config, varied: Sequence[str]) -> tuple[str
     if "name" not in given and base.protocol.name and name == "-".join([base.protocol.name, *base.strategy]):
         name = base.protocol.name
     if "name" not in given and {"preset", "protocol"} & set(varied):
-        name = "sweep"
+        name = loader.own_name() or "sweep"
     return name, Path(base.output.dir) / name
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedcl.bridges.avalanche_import import sealed
 from fedcl.bridges.losses import OfLabels, build, some_embeddings, takes, try_out
 from fedcl.cards import Card, option
 from fedcl.errors import UsageError
@@ -91,7 +92,21 @@ class MetricLoss(Strategy):
         last = len(stream.class_order) - 1
         labels = torch.tensor([0, last, last // 2, 0, last, last // 2])
         inputs = (some_embeddings(len(labels), config.model.projector_dim), labels)
-        try_out(loss, inputs, self.options.loss, f"options.{self.name}.loss")
+        key = f"options.{self.name}"
+        try_out(OfLabels(loss.loss), inputs, self.options.loss, f"{key}.loss")
+        if loss.miner is not None:
+            try_out(loss, inputs, self.options.miner, f"{key}.miner")
+        size = config.federation.batch_size
+        if size == 1 and self.options.weight and not self.learns_from_one(loss, config.model.projector_dim):
+            raise UsageError("federation.batch_size", size, f"{self.options.loss} compares images: at least 2")
+
+    def learns_from_one(self, loss: OfLabels, width: int) -> bool:
+        """Whether the loss of the views of one image has a gradient, as with a proxy for each class."""
+        embeddings = some_embeddings(self.options.views, width).requires_grad_()
+        with sealed(0):
+            value = loss(embeddings, torch.zeros(self.options.views, dtype=torch.int64))
+        (slope,) = torch.autograd.grad(value, embeddings, allow_unused=True)
+        return slope is not None and bool(slope.any())
 
     def modules(self, model: FedModel) -> Mapping[str, nn.Module]:
         return {"loss": self.made()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,23 @@ from fedcl import random
 from fedcl.cards import option
 from fedcl.strategy import Arrays, ClientContext, Finished, Server, cross_entropy
 
-from ._post_hoc import PostHoc, Sgd, Use, fit, head_logits
+from ._post_hoc import DECOUPLING, PostHoc, Sgd, Use, fit, head_logits
+
+BALANCED = replace(
+    DECOUPLING,
+    server_state="the task of each class",
+    deviations="Features are taken from the images as they are, once an epoch, without augmentation.",
+)
+"""What the cards of heads that are trained again on balanced samples have in common."""
+
+
+def leaving(fitted: str) -> tuple[tuple[str, str, str, str], ...]:
+    """What leaves a client, ``fitted`` being the shape of what it fits."""
+    return (
+        ("counts", "classes", "sum", "end of a task"),
+        ("fitted", fitted, "sum", "epochs at the end of a task"),
+        ("samples", "one number", "sum", "epochs at the end of a task"),
+    )
 
 
 def oversampled(labels: Tensor, counts: Tensor, *name: object) -> Tensor:

@@ -21,6 +21,7 @@ from fedcl.blocks.statistics import (
     widen,
     within_covariance,
 )
+from fedcl.cards import Card
 from fedcl.errors import RunFailed, UsageError
 from fedcl.models.model import FedModel, run
 from fedcl.strategy import Arrays, ClientContext, Finished, Server, Strategy, cross_entropy
@@ -30,6 +31,21 @@ if TYPE_CHECKING:
     from fedcl.stream import Split, Stream
 
 Use = Literal["evaluation", "training"]
+
+DECOUPLING = Card(
+    title="Decoupling Representation and Classifier for Long-Tailed Recognition",
+    authors="Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis",
+    venue="ICLR",
+    year=2020,
+    bibtex="""@inproceedings{kang2020decoupling,
+  title = {Decoupling Representation and Classifier for Long-Tailed Recognition},
+  author = {Kang, Bingyi and Xie, Saining and Rohrbach, Marcus and Yan, Zhicheng and Gordo, Albert and
+            Feng, Jiashi and Kalantidis, Yannis},
+  booktitle = {ICLR},
+  year = {2020}
+}""",
+)
+"""The paper of which several stages are."""
 
 
 @dataclass(frozen=True)

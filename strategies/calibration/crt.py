@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from fedcl import random
-from fedcl.cards import Card
 from fedcl.strategy import Arrays, Server
 
-from ._balanced import BalancedHead
+from ._balanced import BALANCED, BalancedHead, leaving
 from ._post_hoc import keep_rows
-from .tau_norm import DECOUPLING
 
 
 class CRT(BalancedHead):
@@ -18,23 +18,13 @@ class CRT(BalancedHead):
 
     name = "crt"
     neutral = {"use": "evaluation"}
-    card = Card(
-        title="Decoupling Representation and Classifier for Long-Tailed Recognition",
-        authors="Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis",
-        venue="ICLR",
-        year=2020,
-        bibtex=DECOUPLING,
+    card = replace(
+        BALANCED,
         certainty="Read in the released code: frozen encoder, a head drawn anew, class-aware sampling, 10 epochs. "
         "Rate, momentum and weight decay are ours, and so is the federated form: an epoch is an exchange, in which "
         "each image stands as often as makes all classes equal over all clients.",
-        leaves_client=(
-            ("counts", "classes", "sum", "end of a task"),
-            ("fitted", "the head", "sum", "epochs at the end of a task"),
-            ("samples", "one number", "sum", "epochs at the end of a task"),
-        ),
-        server_state="the task of each class",
+        leaves_client=leaving("the head"),
         cost="A head down and one up, and a forward pass over the task's images, for each of the epochs.",
-        deviations="Features are taken from the images as they are, once an epoch, without augmentation.",
         notes="A stage for long-tailed data. Counts of images a class leave the client. Only classes whose images "
         "clients have at the end of a task are trained again, and only these compete; the rows of earlier classes stay "
         "as they are: in a class-incremental stream another stage has to bring old and new rows to one scale.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -46,7 +46,7 @@ class LogitAdjustment(Counting):
         server_state="with counts=global: images a class of all tasks so far",
         cost="None; with counts=global one number a class up and down a task.",
         notes="A class without an image counts as one with a single image. mode=post_hoc changes the scores "
-        "of the global model by the priors of all tasks so far and needs counts=global. In a "
+        "of the global model by the priors of all tasks so far, needs counts=global and stands beside any loss. In a "
         "class-incremental stream the priors of the images seen are not those of the last task, which is "
         "what biases a model there.",
     )
@@ -62,6 +62,11 @@ class LogitAdjustment(Counting):
         def __post_init__(self) -> None:
             if not 0 <= self.tau < float("inf"):
                 raise ValueError(f"tau must be at least 0, not {self.tau}")
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        if self.options.mode == "post_hoc":  # any loss may train the model, but only these scores are adjusted
+            self.yields = ("task_loss",)
 
     def check(self, config: Config, stream: Stream, split: Split) -> None:
         super().check(config, stream, split)

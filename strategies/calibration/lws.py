@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fedcl.cards import Card, option
+from fedcl.cards import option
 from fedcl.errors import UsageError
 from fedcl.strategy import Arrays, ClientContext, Server
 
-from ._balanced import BalancedHead, BalancedOptions
+from ._balanced import BALANCED, BalancedHead, BalancedOptions, leaving
 from ._post_hoc import head_logits
-from .tau_norm import DECOUPLING
 
 if TYPE_CHECKING:
     from fedcl.config import Config
@@ -26,23 +25,13 @@ class LWS(BalancedHead):
 
     name = "lws"
     neutral = {"use": "evaluation"}
-    card = Card(
-        title="Decoupling Representation and Classifier for Long-Tailed Recognition",
-        authors="Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis",
-        venue="ICLR",
-        year=2020,
-        bibtex=DECOUPLING,
+    card = replace(
+        BALANCED,
         certainty="Read in the released code: o_c = s_c (w_c h + b_c) with s_c alone learned on class-aware samples, 5 "
         "epochs. Rate, momentum and no weight decay are ours, and so is the federated form: an epoch is an exchange, "
         "in which each image stands as often as makes all classes equal over all clients.",
-        leaves_client=(
-            ("counts", "classes", "sum", "end of a task"),
-            ("fitted", "classes", "sum", "epochs at the end of a task"),
-            ("samples", "one number", "sum", "epochs at the end of a task"),
-        ),
-        server_state="the task of each class",
+        leaves_client=leaving("classes"),
         cost="A head down and a number a class up, and a forward pass over the task's images, for each of the epochs.",
-        deviations="Features are taken from the images as they are, once an epoch, without augmentation.",
         notes="A stage for long-tailed data. Counts of images a class leave the client. Only classes whose images "
         "clients have at the end of a task get a scale, and only these compete.",
     )

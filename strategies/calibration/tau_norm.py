@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from fedcl.cards import Card, option
+from fedcl.cards import option
 from fedcl.errors import RunFailed, UsageError
 from fedcl.strategy import Arrays, Finished, Server
 
-from ._post_hoc import PostHoc, Use, head_logits, public_features
+from ._post_hoc import DECOUPLING, PostHoc, Use, head_logits, public_features
 
 if TYPE_CHECKING:
     from fedcl.config import Config
     from fedcl.stream import Split, Stream
-
-DECOUPLING = """@inproceedings{kang2020decoupling,
-  title = {Decoupling Representation and Classifier for Long-Tailed Recognition},
-  author = {Kang, Bingyi and Xie, Saining and Rohrbach, Marcus and Yan, Zhicheng and Gordo, Albert and
-            Feng, Jiashi and Kalantidis, Yannis},
-  booktitle = {ICLR},
-  year = {2020}
-}"""
 
 
 def tau_normalised(weight: Tensor, tau: float) -> Tensor:
@@ -46,12 +38,8 @@ class TauNorm(PostHoc):
 
     name = "tau_norm"
     neutral = {"use": "evaluation"}
-    card = Card(
-        title="Decoupling Representation and Classifier for Long-Tailed Recognition",
-        authors="Kang, Xie, Rohrbach, Yan, Gordo, Feng, Kalantidis",
-        venue="ICLR",
-        year=2020,
-        bibtex=DECOUPLING,
+    card = replace(
+        DECOUPLING,
         certainty="Certain: read in the released code; the bias is dropped. tau is chosen on validation images there, "
         "from 0 to 2, and is typically 0.7.",
         server_state="the task of each class",

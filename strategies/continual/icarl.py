@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedcl.blocks.losses import cross_entropy, distillation
-from fedcl.blocks.memory import BudgetOptions, Rehearsal, capacity, herding, keep
+from fedcl.blocks.memory import BudgetOptions, Rehearsal, herding, keep
 from fedcl.blocks.statistics import class_sums, widen
 from fedcl.cards import Card, option
 from fedcl.errors import UsageError
@@ -141,7 +141,7 @@ class ICaRL(Rehearsal):
     def choose(self, ctx: ClientContext) -> tuple[Arrays, Arrays]:
         """Ranks this task's images by herding and keeps the first of each class, as many as fit."""
         held = {n: a.to(ctx.ids.device) for n, a in ctx.state.items()} or {"ids": ctx.ids[:0], "rank": ctx.ids[:0]}
-        limit = capacity(self.options.budget, ctx.store.image_bytes)
+        limit = self.room(ctx.store.image_bytes)
         ids, rank = [held["ids"]], [held["rank"]]
         for label in torch.unique(ctx.labels).tolist() if limit else []:
             again = ctx.store.label_tensor[ids[0]] == label  # a class that comes back is ranked anew

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from fedcl.blocks.losses import nt_xent
 from fedcl.cards import Card
 from fedcl.strategy import Step
 
-from ._views import Views
+from ._views import ViewOptions, Views
 
 
 class SimCLR(Views):
@@ -17,6 +19,7 @@ class SimCLR(Views):
     name = "simclr"
     aliases = ("nt_xent",)
     unlabelled = "learns"
+    needs_others = True
     neutral = {"weight": 0.0, "views": 1}
     card = Card(
         title="A Simple Framework for Contrastive Learning of Visual Representations",
@@ -37,6 +40,13 @@ class SimCLR(Views):
         "Where images have labels too, the task loss of the stack trains the head beside it; where none has any "
         "(labels.rate=0), accuracy is that of a probe (evaluate.predict).",
     )
+
+    @dataclass(frozen=True)
+    class Options(ViewOptions):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.views < 2 and self.weight:
+                raise ValueError("views must be at least 2: one view alone has no pair to learn from")
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         embeddings = self.embeddings(step)

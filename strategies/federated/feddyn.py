@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fedcl.blocks.losses import proximal
-from fedcl.blocks.updates import change, inner, named, plus, under
+from fedcl.blocks.updates import change, inner, kept, named, plus, under
 from fedcl.cards import Card, option
-from fedcl.models.arrays import parameter_names
 from fedcl.strategy import Arrays, ClientContext, Server, Step, Strategy
 
 
@@ -56,8 +55,8 @@ class FedDyn(Strategy):
         notes="Clients count the same in the mean, whatever federation.weighting says. "
         "Weight decay and clipping belong to the paper's setting: set optimiser.weight_decay=0.001 and "
         "optimiser.clip; with large steps and many rounds h grows and the model may diverge. In a stream h goes on "
-        "from task to task, rows of new classes start at 0. Parameters only: statistics of BatchNorm are averaged. Not "
-        "meant for stacks that keep parameters private.",
+        "from task to task, rows of new classes start at 0. Parameters that clients share only: statistics of "
+        "BatchNorm are averaged, private parameters are trained without the terms.",
     )
 
     @dataclass(frozen=True)
@@ -72,12 +71,12 @@ class FedDyn(Strategy):
     # client
 
     def begin_round(self, ctx: ClientContext) -> Arrays:
-        own = under(ctx.state, "linear")
-        like = {n: ctx.received[n] for n in parameter_names(ctx.model)}
-        return named({n: own[n].to(a) if n in own else torch.zeros_like(a) for n, a in like.items()}, "linear")
+        return named(kept(ctx.state, "linear", {n: ctx.received[n] for n in ctx.shared}), "linear")
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         linear = under(step.carried, "linear")
+        if not linear:
+            return {}
         params = {n: step.params[n] for n in linear}
         term = proximal if self.options.norm == "squared" else distance
         return {"linear": -inner(params, linear), "quadratic": self.options.alpha * term(params, step.received)}
@@ -95,8 +94,7 @@ class FedDyn(Strategy):
     def after_aggregate(self, server: Server) -> tuple[Arrays, Arrays]:
         if "trained" not in server.uploads:
             return server.arrays, server.state
-        names = parameter_names(server.model)
-        moved = change(server.arrays, server.before, names)
-        old = under(server.state, "linear") or {n: torch.zeros_like(a) for n, a in moved.items()}
+        moved = change(server.arrays, server.before, server.shared)
+        old = kept(server.state, "linear", moved)
         linear = plus(old, moved, -self.options.alpha * int(server.uploads["trained"]) / server.num_clients)
         return plus(server.arrays, linear, -1.0 / self.options.alpha), named(linear, "linear")

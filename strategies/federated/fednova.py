@@ -95,7 +95,8 @@ class FedNova(Strategy):
             told = "constant: options.fednova.proximal is for one learning rate"
             raise UsageError("optimiser.schedule", optimiser.schedule, told, ("constant",))
         if options.momentum != optimiser.momentum:
-            raise UsageError("options.fednova.momentum", options.momentum, f"optimiser.momentum={optimiser.momentum}")
+            told = f"must be that of the clients' steps, optimiser.momentum={optimiser.momentum}"
+            raise UsageError("options.fednova.momentum", options.momentum, told)
         mu = dict(config.options.get("fedprox") or {}).get("mu", 0.01) if "fedprox" in config.strategy else 0.0
         if not math.isclose(options.proximal, optimiser.lr * mu, rel_tol=1e-6):
             told = f"{optimiser.lr * mu:g}: optimiser.lr times mu of fedprox, 0 without it"

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fedcl.blocks.updates import change, flat, named, plus, shaped, under
+from fedcl.blocks.updates import change, flat, kept, named, plus, shaped, under
 from fedcl.cards import Card, option
 from fedcl.errors import UsageError
-from fedcl.models.arrays import parameter_names
 from fedcl.strategy import Arrays, Broadcast, ClientContext, Server, Step, Strategy
 
 if TYPE_CHECKING:
@@ -50,8 +49,8 @@ class SCAFFOLD(Strategy):
         "clipping: else the change of the weights is not the sum of the gradients. A new variate is the mean of the "
         "gradients along the client's path, which is what (w - w_k) / (J eta) - c + c_k comes to, for any schedule of "
         "the learning rate; weight decay of the optimiser stays outside of it. "
-        "Variates of new classes start at 0. Parameters only: statistics of BatchNorm are averaged. Not meant for "
-        "stacks that keep parameters private.",
+        "Variates of new classes start at 0. Parameters that clients share only: statistics of BatchNorm are averaged, "
+        "private parameters are trained without variates.",
     )
 
     @dataclass(frozen=True)
@@ -74,10 +73,10 @@ class SCAFFOLD(Strategy):
     # client
 
     def begin_round(self, ctx: ClientContext) -> Arrays:
-        own = under(ctx.state, "variate")
-        zeros = {n: torch.zeros_like(ctx.received[n]) for n in parameter_names(ctx.model)}
-        sums = {"sum": flat(zeros), "steps": torch.zeros((), dtype=torch.int64, device=ctx.ids.device)}
-        return named({n: own.get(n, z).to(z) for n, z in zeros.items()}, "variate") | sums
+        like = {n: ctx.received[n] for n in ctx.shared}
+        steps = torch.zeros((), dtype=torch.int64, device=ctx.ids.device)
+        sums = {"sum": torch.zeros_like(flat(like)), "steps": steps}
+        return named(kept(ctx.state, "variate", like), "variate") | sums
 
     def edit_gradients(self, step: Step, grads: Arrays) -> Arrays:
         corrected = plus(grads, under(step.carried, "variate"), -1.0)
@@ -104,7 +103,7 @@ class SCAFFOLD(Strategy):
         found = under(server.uploads, "change")
         if not found:
             return server.arrays, server.state
-        old = under(server.state, "variate") or {n: torch.zeros_like(a) for n, a in found.items()}
+        old = kept(server.state, "variate", found)
         state = named(plus(old, found, 1.0 / server.num_clients), "variate")
         moved = change(server.arrays, server.before, found)
         return plus(server.arrays, moved, self.options.server_lr - 1.0), state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,7 @@ from fedcl.cards import Card, option
 from fedcl.errors import RunFailed, UsageError
 from fedcl.local.optim import SGD, Adam, clip_by_norm
 from fedcl.models.arrays import buffer_names, frozen_names, parameter_names
-from fedcl.strategy import Arrays, ClientContext, Finished, Phase, Server, Sharing, Strategy
+from fedcl.strategy import Arrays, ClientContext, Finished, Phase, Predictor, Server, Sharing, Strategy
 
 from ._networks import Embedding, drawn_hypernetwork, generated, pulled_back
 
@@ -82,13 +82,15 @@ class PeFLL(Strategy):
         cost="Three exchanges a round: model, descriptor and embedding network travel once each way, and the model "
         "itself is not broadcast. Server memory: 3 (hidden + 1) models with Adam; that is much for large networks.",
         notes="Read the personal accuracies (partition.test=same_mix or holdout(p)). The global model is made from the "
-        "mean descriptor: of the cohort after a round, of all in reach after a task; partition.held_out clients are "
-        "tested with it. After a task's last round every client in reach gets a model from all its images, also one "
-        "that never trained; a client without images of the task keeps the one it has, before its first the initial "
-        "one. As published: 5 clients of 100 a round, 5000 rounds, batches of 32, optimiser.lr=0.002, "
-        "weight_decay=5e-5, clip=50. federation.epochs is not read, clients train one by one. Models with buffers, as "
-        "BatchNorm has, are refused: nothing would make these. New classes: their rows start as they do without the "
-        "hypernetwork. Descriptors tell something of a client's images and labels, and the server sees each client's.",
+        "mean descriptor: of the cohort after a round, of all in reach after a task. partition.held_out clients with "
+        "test images of their own are tested with a model from all their training images of the latest task of which "
+        "they hold any, without training; else with the global one. After a task's last round every client in reach "
+        "gets a model from all its images, also one that was never in a cohort; a client without images of the task "
+        "keeps the one it has, before its first the initial one. As published: 5 clients of 100 a round, 5000 rounds, "
+        "batches of 32, optimiser.lr=0.002, weight_decay=5e-5, clip=50. federation.epochs is not read, clients train "
+        "one by one. Models with buffers, as BatchNorm has, are refused: nothing would make these. New classes: their "
+        "rows start as they do without the hypernetwork. Descriptors tell something of a client's images and labels, "
+        "and the server sees each client's.",
         deviations="A descriptor is the mean over images; the released code divides by a constant 2. The descriptor's "
         "length does not follow the number of clients (there 1 + clients / 4). Convolutions of the embedding network "
         "are padded, so that small images work. The released code's spectral norm and its masking of classes that a "
@@ -157,9 +159,7 @@ class PeFLL(Strategy):
         """The descriptor of all images; nothing from a client without any."""
         if not len(ctx.ids):
             return {}, ctx.state
-        with torch.no_grad():
-            total = torch.stack([ctx.apply("embedding", x, y).sum(dim=0) for x, y in ctx.batches()]).sum(dim=0)
-        return {"client": torch.tensor(ctx.client), "descriptor": total / len(ctx.ids)}, ctx.state
+        return {"client": torch.tensor(ctx.client), "descriptor": descriptor(ctx.apply, ctx.batches())}, ctx.state
 
     def progress(self, ctx: ClientContext) -> tuple[Arrays, Arrays]:
         """``d = theta - theta~`` after local steps from the model that the server made."""
@@ -181,6 +181,11 @@ class PeFLL(Strategy):
 
     def personal(self, arrays: Arrays, state: Arrays) -> Arrays:
         return {**arrays, **under(state, "own")}
+
+    def newcomer(self, predictor: Predictor, images: Iterable[tuple[Tensor, Tensor]]) -> Arrays:
+        if "deviation" not in predictor.state:  # nobody has had an image yet
+            return predictor.arrays
+        return {**predictor.arrays, **mean_model(predictor.state, descriptor(predictor.apply, images)[None])}
 
     # server
 
@@ -249,6 +254,14 @@ class PeFLL(Strategy):
 def phi_of(arrays: Arrays) -> Arrays:
     """The embedding network's arrays."""
     return {n: a for n, a in arrays.items() if n.startswith(PHI)}
+
+
+@torch.no_grad()
+def descriptor(apply: Callable[..., Tensor], images: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """``1/n sum_i phi(x_i, y_i)``, (l,), over batches (images, labels); ``apply`` calls the embedding network."""
+    sums, sizes = zip(*((apply("embedding", x, y).sum(dim=0), len(y)) for x, y in images), strict=True)
+    mean: Tensor = torch.stack(sums).sum(dim=0) / sum(sizes)
+    return mean
 
 
 def network_of(arrays: Arrays) -> Arrays:

@@ -38,7 +38,8 @@ class Ditto(Strategy):
         cost="Twice the local training; traffic as federated averaging.",
         notes="The personal model is what a client is tested with on images of its own; global accuracies "
         "are those of plain averaging with the same stack. It is trained only in the rounds in which its "
-        "client takes part. Loss terms of other strategies of the stack act in both trainings.",
+        "client takes part. Loss terms of other strategies of the stack act in both trainings. With "
+        "federation.passes=once both go through the images of a round, in one pass each whatever epochs is.",
     )
 
     @dataclass(frozen=True)

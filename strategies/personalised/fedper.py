@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedcl.cards import Card, option
+from fedcl.errors import UsageError
 from fedcl.strategy import Sharing, Strategy
 
 if TYPE_CHECKING:
@@ -19,6 +20,19 @@ def is_below(name: str, prefixes: tuple[str, ...]) -> bool:
     (True, False)
     """
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def check_modules(prefixes: tuple[str, ...], model: FedModel, key: str) -> None:
+    """Looks for a misspelt module, which would leave the model shared without a word.
+
+    Raises:
+        UsageError: the model has no array below one of ``prefixes``, the value of the setting ``key``.
+    """
+    names = [*model.state_dict()]
+    modules = sorted({name.rpartition(".")[0] for name in names} | {name.partition(".")[0] for name in names})
+    for prefix in prefixes:
+        if not any(is_below(name, (prefix,)) for name in names):
+            raise UsageError(key, prefix, f"a module or array of the model, by name: {', '.join(modules)}", modules)
 
 
 class FedPer(Strategy):
@@ -55,4 +69,5 @@ class FedPer(Strategy):
         private: tuple[str, ...] = option(("head",), "modules that stay at the client, by name")
 
     def share(self, name: str, model: FedModel) -> Sharing:
+        check_modules(self.options.private, model, f"options.{self.name}.private")
         return "private" if is_below(name, self.options.private) else "shared"

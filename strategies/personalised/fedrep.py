@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fedcl.cards import Card, option
 from fedcl.strategy import ClientContext, Phase, Sharing, Strategy
 
-from .fedper import is_below
+from .fedper import check_modules, is_below
 
 if TYPE_CHECKING:
     from fedcl.models.model import FedModel
@@ -39,7 +39,8 @@ class FedRep(Strategy):
         cost="head_epochs + body_epochs passes over the client's images a round in place of "
         "federation.epochs; the head does not travel.",
         notes="federation.epochs and federation.steps are not read. Statistics of BatchNorm move in both "
-        "parts. Read the personal accuracies, as of fedper.",
+        "parts. Read the personal accuracies, as of fedper. With federation.passes=once both parts go through the "
+        "images of a round, in one pass each whatever their epochs are.",
     )
 
     @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class FedRep(Strategy):
                 raise ValueError("private must name a module; without one this is finetune")
 
     def share(self, name: str, model: FedModel) -> Sharing:
+        check_modules(self.options.private, model, f"options.{self.name}.private")
         return "private" if is_below(name, self.options.private) else "shared"
 
     def phases(self, ctx: ClientContext) -> Sequence[Phase]:

@@ -70,7 +70,8 @@ class FedSelect(Strategy):
         notes="The mean of an entry is over the clients that share it, unweighted; an entry that nobody "
         "shares keeps the server's value. Masks leave a client by what it does not send. federation.epochs "
         "is not read. Until a client's first update of its mask this is federated averaging with uniform "
-        "weights. New rows of the head start shared.",
+        "weights. New rows of the head start shared. With federation.passes=once each of the 2 x alternations passes "
+        "goes through the images of a round.",
     )
 
     @dataclass(frozen=True)

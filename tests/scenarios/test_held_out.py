@@ -104,5 +104,45 @@ def test_newcomers_are_tested_and_never_trained(tiny, tiny_config, test):
     ]
 
 
+def test_a_stack_can_make_newcomers_models_of_their_own(tiny, tiny_config, plugin):
+    """From their own training images of the latest task of which they hold any, and what the server knows."""
+    settings_ = {
+        "federation.clients": 5, "partition.held_out": 2, "partition.test": "holdout(0.5)", "partition.min_size": 2,
+    }  # fmt: skip
+    settings_ = plugin(
+        """
+        def finish_task(self, server):
+            return Finished(server.arrays), {"task": torch.tensor(server.task)}
+
+        def newcomer(self, predictor, images):
+            images = list(images)
+            labels = torch.cat([y for _, y in images])
+            most = labels.bincount(minlength=len(predictor.known)).argmax()
+            SEEN.append((int(predictor.state["task"]), sum(len(x) for x, _ in images), sorted(labels.tolist())))
+            bias = predictor.arrays["head.bias"].clone()
+            bias[most] = 1e6
+            return {**predictor.arrays, "head.bias": bias}
+        """,
+        **settings_,
+    )
+    result = tiny(settings_)
+    experiment = build(tiny_config(settings_))
+    never, labels = experiment.split.held_out, experiment.stream.train_labels
+    expected, shares = [], []
+    for task in range(2):
+        for client in range(2):
+            held = [never.rows[t][client] for t in range(task + 1) if len(never.rows[t][client])]
+            if held:
+                expected.append((task, len(held[-1]), sorted(labels[held[-1]].tolist())))
+    for client in range(2):
+        held = [task[client] for task in never.rows if len(task[client])]
+        most = np.bincount(labels[held[-1]]).argmax()
+        per_task = [float((labels[task[client]] == most).mean()) for task in never.test if len(task[client])]
+        shares.append(sum(per_task) / len(per_task))
+    assert len(expected) > 2
+    assert plugin.seen(settings_) == expected
+    assert result.summary["newcomers"]["average_accuracy"]["mean"] == pytest.approx(sum(shares) / 2)
+
+
 def test_without_held_out_clients_there_are_no_newcomers(tiny):
     assert tiny({}).summary["newcomers"] is None

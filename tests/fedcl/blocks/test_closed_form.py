@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedcl.blocks.closed_form import cosine_scores, discriminant_head
+from fedcl.errors import RunFailed
 
 
 def random(*shape: int) -> Tensor:
@@ -40,6 +41,13 @@ def test_the_discriminant_head_is_the_one_of_an_explicit_inverse(images: int) ->
     for c in range(4):
         torch.testing.assert_close(weight[c], inverse @ means[c], rtol=0, atol=1e-10)
         torch.testing.assert_close(bias[c], -0.5 * means[c] @ inverse @ means[c], rtol=0, atol=1e-10)
+
+
+def test_a_covariance_that_outgrew_the_identity_fails_in_one_line() -> None:
+    spread = 1e20 * torch.ones(3, 3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64)
+    with pytest.raises(RunFailed, match=r"not positive definite with shrink=1: raise it.*optimiser\.lr") as caught:
+        discriminant_head(random(2, 3), spread, 1.0)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_spread_it_is_the_nearest_mean() -> None:

@@ -58,11 +58,36 @@ def test_a_round_of_its_own_can_be_the_default_one(tiny: Tiny, plugin: Any) -> N
     with (plain.folder / "costs.csv").open() as lines:
         usual = next(csv.DictReader(lines))
     assert row["steps"] == usual["steps"]
-    assert row["flops"] == ""  # steps inside an exchange are not counted, which is not the same as none
-    assert float(usual["flops"]) > 0
+    assert float(row["flops"]) == float(usual["flops"]) > 0
     clients = len(cohort)
     assert result.summary["bytes_up"] == plain.summary["bytes_up"] + 8 * clients  # the numbers of samples
     assert result.summary["bytes_down"] == plain.summary["bytes_down"] + (4 + 4) * clients
+
+
+def test_phases_of_an_exchange_cost_what_those_of_a_round_do(tiny: Tiny, plugin: Any) -> None:
+    """Each by what it trains: a step of the head alone has no way back through the encoder."""
+    head = 'Phase(trains=lambda name: name.startswith("head."), epochs=3)'
+    own = f"""
+    reductions = {{"none": "sum"}}
+
+    def fit(self, ctx):
+        ctx.train(Phase())
+        ctx.train({head})
+        return {{"none": torch.tensor(0)}}, ctx.state
+
+    def round(self, server):
+        server.exchange(self.fit, server.cohort)
+        return server.arrays, server.state
+    """
+    usual = f"""
+    def phases(self, ctx):
+        second = {head}
+        return [Phase(), Phase("head", second.trains, epochs=second.epochs)]
+    """
+    costs = [tiny(plugin(body, **{**ONE_ROUND, "federation.rounds": 2})).summary["costs"] for body in (own, usual, "")]
+    assert costs[0]["flops"] == costs[1]["flops"]
+    assert costs[0]["flops_per_client_round"] == costs[1]["flops_per_client_round"]
+    assert costs[2]["flops"] < costs[0]["flops"] < 4 * costs[2]["flops"]
 
 
 def test_only_exchanged_functions_may_train(tiny: Tiny, plugin: Any) -> None:
@@ -159,3 +184,22 @@ def test_clients_are_tested_with_models_and_rules_of_their_own(tiny: Tiny, plugi
         assert bool((bias == client).all())
     assert all(own is None for client, own, _ in seen if client is None)
     assert any(client is None for client, *_ in seen)
+
+
+def test_states_with_axes_before_a_parameters_own_grow_with_it(tiny: Tiny, plugin: Any) -> None:
+    """At the client, which grows what it reads, and at the server alike."""
+    settings = plugin(
+        """
+        like_parameters = {"history": "zero"}
+
+        def end_round(self, ctx, trained, steps):
+            old = ctx.state.get("history/head.weight")
+            if old is not None:
+                SEEN.append((ctx.task, tuple(old.shape), float(old[:, :5].min()), float(old[:, 5:].abs().sum())))
+            return {}, {"history/head.weight": torch.ones(3, *trained["head.weight"].shape)}
+        """,
+        **{"federation.rounds": 1},
+    )
+    tiny(settings)
+    assert plugin.seen(settings)
+    assert set(plugin.seen(settings)) == {(1, (3, 10, 8), 1.0, 0.0)}

@@ -53,6 +53,22 @@ def test_a_hook_that_raises_is_named_with_its_line(tiny: Tiny, plugin: Any, hook
     assert str(caught.value) == f"strategy '{name}' failed in {hook}: LookupError: broken ({name}.py:{line})"
 
 
+@pytest.mark.parametrize("path", ["sequential", "stacked"])
+@pytest.mark.parametrize(
+    ("hook", "body"),
+    [
+        ("edit_gradients", "def edit_gradients(self, step, grads):\n    return {'head.weight': grads['head.weight']}"),
+        ("after_step", "def after_step(self, step, params):\n    return {n: p.flatten() for n, p in params.items()}"),
+    ],
+)  # fmt: skip
+def test_a_hook_that_drops_or_reshapes_arrays_is_named(
+    tiny: Tiny, plugin: Any, hook: str, body: str, path: str
+) -> None:
+    settings = plugin(f"stackable = True\n{body}")
+    with pytest.raises(RunFailed, match=f"{hook} must return the names and shapes of what it is given"):
+        tiny({**settings, "engine.path": path})
+
+
 def test_an_exchanged_function_that_raises_is_named(tiny: Tiny, plugin: Any) -> None:
     settings = plugin(
         """

@@ -21,6 +21,7 @@ from fedcl.models.arrays import (
     grow_head,
     grow_like,
     initial_arrays,
+    last_class_axes,
     parameter_names,
 )
 from fedcl.models.heads import simplex
@@ -133,6 +134,7 @@ def test_grow_like_for_masks_snapshots_and_stacks(added: int) -> None:
 def test_which_arrays_have_classes() -> None:
     assert class_axes(_model("linear")) == {"head.weight": 0, "head.bias": 0}
     assert class_axes(_model("linear without bias")) == {"head.weight": 0}
+    assert last_class_axes(_model("linear")) == {"head.weight": -2, "head.bias": -1}
     assert class_axes(_model("cosine")) == {"head.weight": 0}
     assert "head.scale" in parameter_names(_model("cosine"))
 

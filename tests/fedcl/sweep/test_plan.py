@@ -132,6 +132,14 @@ def test_a_dry_run_says_what_would_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "default").exists()
 
 
+def test_a_file_that_varies_presets_keeps_its_own_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "mine.yaml"
+    for name, folder in (("name: mine\n", "mine"), ("", "sweep")):
+        source.write_text(name + "sweep: {grid: {preset: [default, mnist]}}\n")
+        assert run_command_line(["sweep", "--dry-run", str(source), "--out", str(tmp_path / "out")]) == 0
+        assert capsys.readouterr().out.startswith(str(tmp_path / "out" / folder / "default"))
+
+
 def test_two_sweeps_on_one_folder(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(UsageError, match="another sweep works in this folder"), locked(tmp_path):
         pass

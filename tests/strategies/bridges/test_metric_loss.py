@@ -128,6 +128,30 @@ def test_odd_input(tiny: Run, oracle: ModuleType, odd: dict[str, Any]) -> None:
     assert all(bool(torch.isfinite(a).all()) for a in oracle.final(result).values())
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_one_image_a_step_is_refused_where_it_teaches_nothing(tiny: Run, views: int) -> None:
+    one = {"strategy": ["metric_loss"], "federation.batch_size": 1, "federation.rounds": 1, "data.limit": 4}
+    with pytest.raises(UsageError, match=r"federation\.batch_size=1.*compares images: at least 2"):
+        tiny({**one, "options.metric_loss.views": views})
+    tiny({**one, "options.metric_loss.weight": 0.0})
+
+
+def test_one_image_a_step_is_enough_for_a_loss_with_class_weights(tiny: Run) -> None:
+    settings = {
+        "loss": f"{LOSSES}.NormalizedSoftmaxLoss", "arguments": {"num_classes": 10, "embedding_size": 128}
+    }  # fmt: skip
+    tiny({
+        "strategy": ["metric_loss"], "federation.batch_size": 1, "federation.rounds": 1, "data.limit": 4,
+        **{f"options.metric_loss.{n}": v for n, v in settings.items()},
+    })  # fmt: skip
+
+
+def test_a_miner_that_does_not_fit_is_blamed_itself(tiny_config: Configure) -> None:
+    blamed = r"^options\.metric_loss\.miner='torch\.nn\.CrossEntropyLoss': cannot be called"
+    with pytest.raises(UsageError, match=blamed):
+        run(tiny_config({"strategy": ["metric_loss"], "options.metric_loss.miner": "torch.nn.CrossEntropyLoss"}))
+
+
 @pytest.mark.parametrize(
     ("own", "says"),
     [

@@ -54,11 +54,26 @@ def test_post_hoc_changes_scores_and_not_training(tiny: Any, oracle: Any) -> Non
     assert huge.summary["average_accuracy"] != plain.summary["average_accuracy"]
 
 
+def test_post_hoc_leaves_the_loss_to_another(tiny: Any, oracle: Any) -> None:
+    settings = {"options.logit_adjustment.mode": "post_hoc", "options.logit_adjustment.counts": "global"}
+    ours, alone = tiny({**settings, "strategy": ["fedlwf", "logit_adjustment"]}), tiny({"strategy": ["fedlwf"]})
+    assert oracle.identical(oracle.final(ours), oracle.final(alone))
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"options.logit_adjustment.mode": "post_hoc"}, "has no counts of its own"),
         ({"options.logit_adjustment.tau": -1.0}, "tau"),
+        ({"strategy": ["fedlwf", "logit_adjustment"]}, "both define task_loss"),
+        (
+            {
+                "strategy": ["logit_adjustment", "nearest_mean"],
+                "options.logit_adjustment.mode": "post_hoc",
+                "options.logit_adjustment.counts": "global",
+            },
+            "both define predict",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(tiny_config: Any, settings: dict[str, Any], says: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from fedcl import random as counter
 from fedcl.build import build
-from fedcl.errors import RunFailed, UsageError
+from fedcl.errors import UsageError
 from fedcl.federation.store import ClientStore
 from fedcl.models.model import Output
 from fedcl.records.checkpoint import load_newest
@@ -149,7 +149,7 @@ def test_images_seen_once_are_refused(tiny: Any) -> None:
 
 
 def test_no_room_for_an_image_is_said(tiny: Any) -> None:
-    with pytest.raises(RunFailed, match="no client that was reached holds an image within 63 bytes") as caught:
+    with pytest.raises(UsageError, match="at least the 64 bytes that one image takes") as caught:
         tiny({"strategy": ["gdumb"], "options.gdumb.budget": IMAGE - 1})
     assert "\n" not in str(caught.value)
 

@@ -77,7 +77,7 @@ def test_the_server_learns_only_how_many_images_are_stored(tiny: Run) -> None:
 
 
 def test_without_budget_it_is_finetune(tiny: Run, oracle: ModuleType) -> None:
-    nothing = {"strategy": ["replay"], "options.replay.budget": IMAGE - 1}
+    nothing = {"strategy": ["replay"], "options.replay.budget": 0}
     assert oracle.identical(oracle.final(tiny(nothing)), oracle.final(tiny({"strategy": ["finetune"]})))
     assert not oracle.identical(
         oracle.final(tiny({"strategy": ["replay"]})), oracle.final(tiny({"strategy": ["finetune"]}))
@@ -110,6 +110,13 @@ def test_a_client_that_is_not_sampled_remembers_all_the_same(tiny: Run) -> None:
 def test_odd_input(tiny: Run, oracle: ModuleType, odd: dict[str, Any], policy: str) -> None:
     result = tiny({"strategy": ["replay"], "options.replay.policy": policy, "federation.rounds": 1, **odd})
     assert all(bool(torch.isfinite(a).all()) for a in oracle.final(result).values())
+
+
+@pytest.mark.parametrize("name", ["replay", "icarl"])
+def test_a_budget_below_one_image_is_refused_and_not_run_without_memory(tiny: Run, name: str) -> None:
+    with pytest.raises(UsageError, match=rf"options\.{name}\.budget={IMAGE - 1}: at least the {IMAGE} bytes") as caught:
+        tiny({"strategy": [name], f"options.{name}.budget": IMAGE - 1, "federation.rounds": 1})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

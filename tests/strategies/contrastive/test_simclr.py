@@ -119,13 +119,11 @@ def test_views_stand_as_blocks() -> None:
 @pytest.mark.parametrize(
     "odd",
     [
-        {"federation.batch_size": 1},
         {"federation.clients": 12, "partition.min_size": 0, "partition.alpha": 0.05, "data.limit": 4},
         {"data.limit": 1, "federation.clients": 2, "partition.min_size": 0},
         {"scenario.tasks": 10, "partition.min_size": 0},
-        {"options.simclr.views": 1},
     ],
-    ids=["batch of one", "empty clients", "one image a class", "one class a task", "one view"],
+    ids=["empty clients", "one image a class", "one class a task"],
 )
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_odd_input(tiny: Run, oracle: ModuleType, odd: dict[str, Any], rate: float) -> None:
@@ -137,13 +135,23 @@ def test_odd_input(tiny: Run, oracle: ModuleType, odd: dict[str, Any], rate: flo
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("weight", -1.0), ("weight", math.inf), ("temperature", 0.0), ("views", 0), ("views", 1.5), ("tau", 1.0)],
-)
+    [
+        ("weight", -1.0), ("weight", math.inf), ("temperature", 0.0), ("views", 0), ("views", 1), ("views", 1.5),
+        ("tau", 1.0),
+    ],
+)  # fmt: skip
 def test_wrong_options(tiny: Run, key: str, value: object) -> None:
     with pytest.raises(UsageError) as caught:
         tiny({"strategy": ["simclr"], f"options.simclr.{key}": value})
     assert "\n" not in str(caught.value)
     assert "options.simclr" in str(caught.value)
+
+
+def test_one_image_a_step_is_refused(tiny: Run) -> None:
+    with pytest.raises(UsageError, match=r"federation\.batch_size.*compares the images"):
+        tiny({"strategy": ["simclr"], "federation.batch_size": 1})
+    none = {"options.simclr.weight": 0.0, "options.simclr.views": 1}
+    tiny({"strategy": ["simclr"], "federation.batch_size": 1, "federation.rounds": 1, **none})
 
 
 def test_a_model_without_projector_is_refused(tiny: Run) -> None:

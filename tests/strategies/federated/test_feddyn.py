@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from fedcl.blocks.updates import under
 from fedcl.build import build
+from fedcl.check.lab import read
 from fedcl.errors import UsageError
 from fedcl.strategies.federated.feddyn import FedDyn, distance
 
@@ -110,6 +112,14 @@ def test_stacked_is_one_by_one(tiny: Any, oracle: Any) -> None:
     settings = {"strategy": ["feddyn"], "model.norm": "batch", "federation.batch_min": 2, "federation.rounds": 3}
     one, other = (oracle.final(tiny({**settings, "engine.path": path})) for path in ("sequential", "stacked"))
     assert oracle.distance(one, other) < 1e-8
+
+
+def test_private_parameters_have_no_linear_term(tiny: Any) -> None:
+    ended = read(tiny({"strategy": ["feddyn", "fedper"], "federation.rounds": 2}).folder)
+    shared = {"linear/encoder.1.weight", "linear/encoder.1.bias"}
+    assert len(ended.clients) == 3
+    assert all(set(under(arrays, "feddyn")) == shared for arrays in ended.clients.values())
+    assert set(under(ended.server, "strategy/feddyn")) == shared
 
 
 def test_hard_settings(tiny: Any, tiny_config: Any, oracle: Any, hard: dict[str, Any]) -> None:

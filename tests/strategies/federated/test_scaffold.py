@@ -111,6 +111,26 @@ def test_stacked_is_one_by_one_with_batch_norm(tiny: Any, oracle: Any) -> None:
     assert oracle.distance(one, other) < 1e-8
 
 
+def test_private_parameters_have_no_variates(tiny: Any) -> None:
+    """Nothing of a private head is kept, sent or corrected."""
+    run = tiny({**PLAIN, "strategy": ["scaffold", "fedper"], "federation.rounds": 2})
+    server, clients = states(run.folder)
+    assert len(clients) == 3
+    assert all(set(found) == {"encoder.1.weight", "encoder.1.bias"} for found in (server, *clients.values()))
+    assert all(float(a.abs().max()) > 0 for a in server.values())
+
+
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_clients_that_share_nothing_train_by_themselves(tiny: Any, oracle: Any, name: str) -> None:
+    alone = {"optimiser.momentum": 0.0, "options.fedper.private": ["encoder", "head"], "federation.rounds": 2}
+    kept = [
+        {c: under(arrays, "private") for c, arrays in read(tiny({**alone, "strategy": stack}).folder).clients.items()}
+        for stack in ([name, "fedper"], ["fedper"])
+    ]
+    assert set(kept[0]) == set(kept[1]) == {0, 1, 2}
+    assert all(oracle.distance(kept[0][c], kept[1][c]) == 0 for c in kept[0])
+
+
 def test_hard_settings(tiny: Any, tiny_config: Any, oracle: Any, hard: dict[str, Any]) -> None:
     settings = {**PLAIN, **hard}
     found = oracle.final(tiny(settings))

@@ -143,6 +143,41 @@ def test_a_client_that_never_trained_gets_a_model_of_its_own(
         assert oracle.distance(own[client], expected) < 1e-6
 
 
+@pytest.mark.parametrize("rule", ["global", "holdout(0.5)"])
+def test_a_newcomer_gets_a_model_from_its_own_descriptor(
+    literal: Any, tiny: Any, tiny_config: Any, oracle: Any, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """Only where it has test images of its own: a label must not decide about its own image."""
+    settings = {**ONE_TASK, "federation.clients": 6, "partition.held_out": 3, "partition.test": rule}
+    made: list[Any] = []
+    original = PeFLL.newcomer
+
+    def noted(self: PeFLL, *given: Any) -> Any:
+        made.append(original(self, *given))
+        return made[-1]
+
+    monkeypatch.setattr(PeFLL, "newcomer", noted)
+    result, config = tiny(settings), tiny_config(settings)
+    run, state, final = literal(config), state_of(result), oracle.final(result)
+    run.h, run.phi, run.mean, run.deviation = hyper(state), phi_in(final), state["mean"], state["deviation"]
+    never = build(config).split.held_out
+    assert never is not None
+    assert len(made) == (0 if rule == "global" else 3)
+    for client, arrays in enumerate(made):
+        run.world.held[0].append(never.rows[0][client].tolist())
+        assert oracle.distance(rest_of(arrays), run.model(run.descriptor(3 + client, None))) < 1e-10
+        assert oracle.distance(rest_of(arrays), rest_of(final)) > 1e-5
+
+
+def test_newcomers_before_the_first_descriptor_have_the_global_model() -> None:
+    class Nothing:
+        arrays = {"w": torch.zeros(1)}
+        state = {"base/w": torch.zeros(1)}
+
+    nothing: Any = Nothing()
+    assert PeFLL().newcomer(nothing, ()) is nothing.arrays
+
+
 def test_after_a_round_the_global_model_is_that_of_the_mean_descriptor(
     literal: Any, tiny_config: Any, oracle: Any
 ) -> None:

@@ -53,6 +53,15 @@ def test_wrong_options(tiny_config: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["fedper", "fedrep"])
+@pytest.mark.parametrize("private", [["haed"], ["head", "header"], ["head.weigh"], [""]])
+def test_a_misspelt_module_is_refused_and_not_shared_in_silence(tiny: Any, name: str, private: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"by name: encoder.*head") as caught:
+        tiny({"strategy": [name], f"options.{name}.private": private})
+    assert f"options.{name}.private={private[-1]!r}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["fedewc", "si", "mas"])
 def test_importances_of_private_parts_stay_at_their_client(tiny: Any, name: str) -> None:
     from fedcl.records.checkpoint import load_newest
