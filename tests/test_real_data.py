@@ -1,4 +1,6 @@
-"""The presets on the real datasets, cut to their first two tasks; skipped without FEDCL_DATA_ROOT."""
+"""The presets on the real datasets, cut to their first two tasks and a part of the images; skipped without
+FEDCL_DATA_ROOT.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,7 @@ pytestmark = [
 def test_two_tasks_end_above_the_majority_class(preset: str, classes: int, tmp_path: Path) -> None:
     overrides = {
         "scenario.first": 2,
+        "data.limit": 300 if preset == "mnist" else 100,
         "federation.rounds": 2 if preset == "mnist" else 1,
         "output.dir": str(tmp_path),
         "output.plots": False,
