@@ -18,7 +18,7 @@ from fedcl.compare.compute import compare_runs
 from fedcl.compare.results import Comparison
 from fedcl.errors import RunFailed
 from fedcl.metrics.inference import mean_of
-from fedcl.records.environment import cpu_model, source_revision, usable_cpus, versions
+from fedcl.records.environment import cpu_model, usable_cpus, versions
 from fedcl.records.runs import Run, find_runs
 
 HERE = Path(__file__).parent
@@ -26,6 +26,8 @@ RESULTS = HERE.parent / "results"
 METRICS = ("average_accuracy", "average_incremental_accuracy", "forgetting")
 COSTS = ("bytes_up", "bytes_down", "wall_seconds")
 BOUNDS = ("joint", "cumulative")
+MAKERS = ("target",)
+"""They keep images that the server makes, which are nobody's."""
 
 
 def streams(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -44,10 +46,17 @@ def variant(run: Run) -> str:
     return run.name.partition(",")[0]
 
 
+def revision(run: Run) -> str:
+    """Of the source that the run was made with."""
+    return str(json.loads((run.folder / "environment.json").read_text())["source_revision"])
+
+
 def keeps(stack: Sequence[str]) -> str:
-    """What of the past a stack has: everything (a bound), images, or neither."""
+    """What of the past a stack has: everything (a bound), images, made images, or none."""
     if set(BOUNDS) & set(stack):
         return "all images (bound)"
+    if set(MAKERS) & set(stack):
+        return "made images"
     return "images" if any(registry.load("strategies", name).exemplars for name in stack) else "no images"
 
 
@@ -150,7 +159,7 @@ def main() -> None:
     recorded = {
         "command": arguments.command,
         "baseline": arguments.baseline,
-        "revision": source_revision(),
+        "revision": ", ".join(sorted({revision(run) for run in found.runs})),
         "machine": {"cpu": cpu_model(), "cpus": usable_cpus(), "versions": versions()},
         "streams": {name: measured(runs, arguments.baseline) for name, runs in streams(found.runs).items()},
     }
