@@ -78,3 +78,17 @@ def test_the_page_ranks_what_was_measured(tiny: Callable[..., RunResult], tmp_pa
     assert "| - |" in next(line for line in lines if "joint" in line)
     with pytest.raises(RunFailed, match="0 methods are called 'nobody'"):
         measured(found["digits"], "nobody")
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["joint"], "all images (bound)"), (["cumulative"], "all images (bound)"), (["replay", "supcon"], "images"),
+        (["avalanche_replay"], "images"), (["target"], "made images"), (["target", "replay"], "images"),
+        (["fedlwf", "ccvr"], "no images"),
+    ],
+)  # fmt: skip
+def test_what_a_stack_keeps(names: list[str], says: str) -> None:
+    from fedcl.experiments.methods.__main__ import keeps
+
+    assert keeps(names) == says

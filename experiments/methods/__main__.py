@@ -25,9 +25,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 METRICS = ("average_accuracy", "average_incremental_accuracy", "forgetting")
 COSTS = ("bytes_up", "bytes_down", "wall_seconds")
-BOUNDS = ("joint", "cumulative")
-MAKERS = ("target",)
-"""They keep images that the server makes, which are nobody's."""
 
 
 def streams(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -53,11 +50,14 @@ def revision(run: Run) -> str:
 
 def keeps(stack: Sequence[str]) -> str:
     """What of the past a stack has: everything (a bound), images, made images, or none."""
-    if set(BOUNDS) & set(stack):
+    found = [registry.load("strategies", name) for name in stack]
+    if any(strategy.repeats or strategy.centralised for strategy in found):
         return "all images (bound)"
-    if set(MAKERS) & set(stack):
-        return "made images"
-    return "images" if any(registry.load("strategies", name).exemplars for name in stack) else "no images"
+    holders = [strategy for strategy in found if strategy.exemplars]
+    if not holders:
+        return "no images"
+    # Images that no client keeps are nobody's: the server made them.
+    return "made images" if all(strategy.card.client_state == "none" for strategy in holders) else "images"
 
 
 def measured(runs: Sequence[Run], baseline: str) -> dict[str, Any]:
